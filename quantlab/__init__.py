@@ -1,0 +1,19 @@
+"""A notebook-first literate workbench for neural-network quantization
+
+Modules:
+
+- `quantlab.bench.train_llama`: Train the small language model that every other notebook quantizes, on text found on the training machine and on generated skills.
+- `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
+- `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
+- `quantlab.core.grid`: Cut a tensor into groups that share a scale, round through a step that has no slope, and store codes of any width without a wasted bit.
+- `quantlab.core.method`: A technique registers itself in one line, and from then on it is found, listed, and held to the promises of its kind.
+- `quantlab.core.pipe`: A model goes in, a list of steps is applied to a copy of it, a quantized model comes out.
+- `quantlab.core.plot`: One size, one set of colours, one way to show a table, so that a reader compares methods and not styles.
+- `quantlab.core.qtensor`: A tensor in coded form: everything needed to rebuild it, with every stored bit counted, and nothing else.
+- `quantlab.core.settings`: One file at the top of the checkout says where the data are and how large a calibration or an evaluation is.
+- `quantlab.core.site`: Places in a network where an invertible map and its inverse cancel, so that weights change and the function does not.
+- `quantlab.core.stats`: What calibration remembers of a layer's inputs: their second moments, and nothing whose size grows with the data.
+- `quantlab.core.testbed`: A small language model that ships with the checkout, the text it never saw, and skills whose answers are known by construction.
+- `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized."""
+
+__version__ = "0.1.0"
