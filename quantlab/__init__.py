@@ -2,6 +2,7 @@
 
 Modules:
 
+- `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.train_llama`: Train the small language model that every other notebook quantizes, on text found on the training machine and on generated skills.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
@@ -14,6 +15,10 @@ Modules:
 - `quantlab.core.site`: Places in a network where an invertible map and its inverse cancel, so that weights change and the function does not.
 - `quantlab.core.stats`: What calibration remembers of a layer's inputs: their second moments, and nothing whose size grows with the data.
 - `quantlab.core.testbed`: A small language model that ships with the checkout, the text it never saw, and skills whose answers are known by construction.
-- `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized."""
+- `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized.
+- `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges taken from the extremes or searched.
+- `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
+- `quantlab.ptq.rtn`: Give every weight the nearest level of its group's grid, and look at nothing else.
+- `quantlab.recipes.new`: Copy the template of a method notebook into its room, under the next free number and its own name."""
 
 __version__ = "0.1.0"

@@ -122,7 +122,7 @@ def sound(
     assert torch.isfinite(y).all(), 'decoded values are not finite'
     try: json.dumps(q.meta)
     except TypeError: raise AssertionError(f'meta holds more than numbers and strings: {q.meta}; stored tensors belong in parts') from None
-    assert find_decoder(q.fmt).__closure__ is None, f'decoder {q.fmt} is a closure and can hide state'
+    assert inspect.unwrap(find_decoder(q.fmt)).__closure__ is None, f'decoder {q.fmt} is a closure and can hide state'
     try: pack_parts(q)
     except ValueError as e: raise AssertionError(str(e)) from None
     return y
@@ -133,7 +133,7 @@ _EDGES = dict(zeros=lambda x: 0*x, constant=lambda x: 0*x+3, tiny=lambda x: x*1e
 
 def _names(o): # every name that the repr of a method may use
     inner = [getattr(o,f.name) for f in fields(o)]
-    return {k:v for x in (*filter(is_dataclass,inner), o) for k,v in type(x).__call__.__globals__.items()}
+    return {k:v for x in (*filter(is_dataclass,inner), o) for k,v in inspect.unwrap(type(x).__call__).__globals__.items()}
 
 def _common(m, run):
     o, x = m.make(), toy_layer()[0]
