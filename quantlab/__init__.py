@@ -19,6 +19,9 @@ Modules:
 - `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges taken from the extremes or searched.
 - `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
 - `quantlab.ptq.rtn`: Give every weight the nearest level of its group's grid, and look at nothing else.
-- `quantlab.recipes.new`: Copy the template of a method notebook into its room, under the next free number and its own name."""
+- `quantlab.recipes.cli`: One program with a verb for each thing a user does; bad input is one clear line and exit code 2.
+- `quantlab.recipes.main`: Quantize a language model by several methods at several widths, compare them at equal stored bits, save the best, load it back and let it write.
+- `quantlab.recipes.new`: Copy the template of a method notebook into its room, under the next free number and its own name.
+- `quantlab.recipes.report`: One HTML file that holds the table, the figures and the per-layer errors of a run, and needs nothing else to be read."""
 
 __version__ = "0.1.0"

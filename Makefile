@@ -1,0 +1,56 @@
+# make demo | test | lab | check | new | bench.  Nothing is needed beforehand but make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/pyproject.toml
+GPU    := $(shell command -v nvidia-smi)
+SHELL  := /bin/bash
+# one thread per process, so that sums have one order; without a GPU kernels run in Triton's interpreter
+QUIET  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: help demo test lab check new bench force
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo                                   quantize the small language model, compare methods, write out/'
+	@echo 'make test                                   run every notebook and every test'
+	@echo 'make lab                                    open the notebooks'
+	@echo 'make new room=ptq name=mine paper=2210.17323  start a method from the template'
+	@echo 'make check [nb=nbs/ptq/05_mine.ipynb]       export, run and clean what changed, then the contract tests'
+	@echo 'make bench                                  measure the kernels on this machine'"'"'s GPU, into data/bench'
+
+# The environment, made again when its pins change: contents are compared, because nbdev-export rewrites the file as it is
+$(READY): $(shell cmp -s pyproject.toml $(READY) || echo force)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info>=(3,11) else "quantlab needs Python 3.11 or newer, $(PYTHON) is %s; run make PYTHON=python3.12" % sys.version.split()[0])'
+	@echo 'making $(VENV): about 90 seconds and 2.6 GB'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'install the venv module of $(PYTHON), such as the package python3-venv'; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@cp pyproject.toml $@
+
+force:
+
+demo: $(READY)
+	@$(BIN)/quantlab run
+
+test: $(READY)
+	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest
+
+lab: $(READY)
+	@$(if $(GPU),,TRITON_INTERPRET=1) $(BIN)/jupyter lab nbs
+
+new: $(READY)
+	@$(BIN)/quantlab new '$(room)' '$(name)' --paper '$(paper)'
+	@$(BIN)/nbdev-export
+
+# nb=... or every notebook that differs from the last commit
+nb ?= $(shell git status --porcelain --untracked-files=all -- nbs | sed 's/^...//; s/.* -> //' | grep '\.ipynb$$' | grep -v '/_' | xargs -r ls 2>/dev/null)
+check: $(READY)
+	@$(BIN)/nbdev-export
+	@$(if $(strip $(nb)),$(QUIET) TRITON_INTERPRET=1 $(BIN)/python tests/nbrun.py --save $(nb),echo 'no notebook has changed')
+	@$(BIN)/nbdev-clean
+	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_contract.py tests/test_hygiene.py tests/test_kernels.py
+
+# with the Python that has a CUDA build of torch
+bench: PYTHON := $(or $(wildcard $(BIN)/python),$(PYTHON))
+bench:
+	@$(PYTHON) -m quantlab.kernels._bench

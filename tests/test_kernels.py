@@ -1,0 +1,44 @@
+"""Every kernel equals its reference on awkward inputs, in Triton's interpreter or on the GPU."""
+import importlib, inspect
+from pathlib import Path
+import pytest, torch
+from torch import Tensor
+from quantlab.core.method import near, untouched
+from quantlab.kernels._launch import INTERPRET
+
+NAMES = sorted(f.stem for f in (Path(__file__).parents[1]/'kernels').glob('[!_]*.py'))
+OPS = {n:importlib.import_module(f'quantlab.kernels.{n}') for n in NAMES}
+CASES = [pytest.param(n, c, id=f'{n}-{c}') for n,m in OPS.items() for c in m.cases()]
+AWKWARD = ('one', 'odd', 'extremes', 'strided', 'empty') # 'odd' is no multiple of the block
+
+def outcome(f, args): # a tensor, or the message with which the arguments are refused
+    try: return f(*args)
+    except ValueError as e: return str(e)
+
+@pytest.mark.parametrize('name,case', CASES)
+def test_equals_reference(name, case):
+    m = OPS[name]; args = m.cases('cpu' if INTERPRET else 'cuda')[case]
+    with untouched(*(a for a in args if isinstance(a,Tensor))): got = outcome(getattr(m,name), args)
+    want = outcome(getattr(m,name+'_ref'), args)
+    if isinstance(want,str): assert got==want
+    else: near(got, want, m.RTOL, m.ATOL)
+
+@pytest.mark.parametrize('name', NAMES)
+def test_layout_of_file(name):
+    m = OPS[name]; kernel, ref = (list(inspect.signature(getattr(m,f)).parameters) for f in (name, name+'_ref'))
+    assert kernel[:len(ref)]==ref, f'{name}{tuple(kernel)} must begin with the arguments of its reference {tuple(ref)}'
+    assert hasattr(m, '_'+name) and m.RTOL>=0 and m.ATOL>=0
+    assert set(AWKWARD)<=set(m.cases()), f'cases() lacks {sorted(set(AWKWARD)-set(m.cases()))}'
+
+@pytest.mark.parametrize('name', NAMES)
+def test_cases_are_awkward(name):
+    tensors = {c:[a for a in args if isinstance(a,Tensor)] for c,args in OPS[name].cases().items()}
+    assert all(t.numel()==1 for t in tensors['one']), 'one: every tensor has one element'
+    assert any(not t.is_contiguous() for t in tensors['strided']), 'strided: some tensor is not contiguous'
+    assert any(t.numel()==0 for t in tensors['empty']), 'empty: some tensor has no element'
+
+@pytest.mark.parametrize('name', NAMES)
+def test_refuses_where_it_cannot_run(name, monkeypatch):
+    monkeypatch.setattr('quantlab.kernels._launch.HAS_TRITON', False)
+    kernel, args = getattr(OPS[name],name), OPS[name].cases()['one']
+    with pytest.raises(RuntimeError, match='triton is not installed'): kernel(*args)
