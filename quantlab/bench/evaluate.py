@@ -14,10 +14,10 @@ __all__ = ['Protocol', 'Result', 'bootstrap', 'logprobs', 'paired', 'Bench', 'we
 
 # %% ../../nbs/bench/01_evaluate.ipynb #70124832
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from ..core import *
 
 # %% ../../nbs/bench/01_evaluate.ipynb #389a3e97
@@ -91,7 +91,8 @@ def weight_hash(
     "Short hash of all weights"
     import hashlib
     h = hashlib.sha256()
-    for k,t in sorted(model.state_dict().items()): h.update(k.encode()+t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for k,t in sorted(model.state_dict().items()):
+        h.update(k.encode()+t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:8]
 
 _BATCH = 4
@@ -106,12 +107,16 @@ def bench(
 )->Bench:
     "Fix what is measured: tokens, questions and the float model's predictions"
     s = settings(); length = length or s.eval_length; n = (tokens or s.eval_tokens)//length
-    if n<1: raise ValueError(f'tokens={tokens} is less than one window of length={length}; give more tokens or a shorter length')
+    if n<1:
+        use = 'give more tokens or a shorter length'
+        raise ValueError(f'tokens={tokens} is less than one window of length={length}; {use}')
     items = s.skill_items if items is None else items
     ids = held_tokens(tok, n, length)
     asked = {k:skill_items(k, items, s.seed) for k in SKILLS} if items else {}
     ref = [logprobs(model, x) for x in ids.split(_BATCH)]
-    protocol = Protocol(f'{name}:{weight_hash(model)}', held_hash(ids), ids[:,1:].numel(), length, items, s.seed, str(next(model.parameters()).dtype)[6:])
+    dtype = str(next(model.parameters()).dtype).removeprefix('torch.')
+    name, data = f'{name}:{weight_hash(model)}', held_hash(ids)
+    protocol = Protocol(name, data, ids[:,1:].numel(), length, items, s.seed, dtype)
     return Bench(model, tok, ids, asked, ref, noise_floor(model, ids[:1], ref[0][:1]), protocol)
 
 # %% ../../nbs/bench/01_evaluate.ipynb #1dbc60e1
@@ -141,9 +146,10 @@ def evaluate(
     right = {k:skill_right(model, b.tok, v).double() for k,v in b.items.items()}
     flat = torch.cat(list(right.values())) if right else torch.zeros(1, dtype=torch.float64)
     mean = nll.double().mean().item()
-    bpb = mean/math.log(2)/bytes_per_token(b.tok, b.ids)
-    return Result(b.protocol, math.exp(min(mean,700)), bpb, kl.double().mean().item(), bootstrap(kl.mean(1)), b.floor, flip.mean().item(),
-                  {k:v.mean().item() for k,v in right.items()}, flat.mean().item(), bootstrap(flat.float()))
+    return Result(b.protocol, ppl=math.exp(min(mean,700)), bpb=mean/math.log(2)/bytes_per_token(b.tok, b.ids),
+                  kl=kl.double().mean().item(), kl_range=bootstrap(kl.mean(1)), floor=b.floor, flips=flip.mean().item(),
+                  skills={k:v.mean().item() for k,v in right.items()}, skill=flat.mean().item(),
+                  skill_range=bootstrap(flat.float()))
 
 # %% ../../nbs/bench/01_evaluate.ipynb #269c811c
 def compare(
@@ -152,9 +158,11 @@ def compare(
     "Results side by side; ValueError if they were measured in different ways"
     ps = {r.protocol for r in results.values()}
     if len(ps)>1:
-        a, b = list(ps)[:2]; differ = [f.name for f in fields(Protocol) if getattr(a,f.name)!=getattr(b,f.name)]
-        raise ValueError(f'results of different protocols cannot be compared: {", ".join(differ)} differ; measure them again on one bench')
-    return Table([dict(model=n, ppl=r.ppl, bpb=r.bpb, kl=r.kl, floor=r.floor, flips=r.flips, skill=r.skill) for n,r in results.items()])
+        differ = ', '.join(f.name for f in fields(Protocol) if len({getattr(p,f.name) for p in ps})>1)
+        raise ValueError(f'results of different protocols cannot be compared: {differ} differ; '
+                         'measure them again on one bench')
+    shown = 'ppl', 'bpb', 'kl', 'floor', 'flips', 'skill'
+    return Table([dict(model=n, **{k:getattr(r,k) for k in shown}) for n,r in results.items()])
 
 # %% ../../nbs/bench/01_evaluate.ipynb #e5a18daf
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ Cost: one NVIDIA GPU for under ten minutes; 6 x parameters x tokens floating-poi
 __all__ = ['MARK', 'long_lines', 'copies', 'installed', 'corpus', 'lessons', 'train_tokenizer', 'encode', 'weighed',
            'model_config', 'Plan', 'rate', 'windows', 'sampler', 'weighted_loss', 'adamw', 'train', 'rounded',
            'damaged', 'measure', 'module_losses', 'versions', 'sha256', 'save', 'sums', 'digest', 'gather', 'record_of',
-           'build', 'main']
+           'build', 'full', 'trial', 'main']
 
 # %% ../../nbs/bench/02_train_llama.ipynb #a54e14b6
 import argparse, copy, hashlib, json, math, multiprocessing, os, platform, random, sys, time
@@ -130,8 +130,8 @@ def model_config(
     "The shape of the testbed, 7.3 million parameters"
     from transformers import LlamaConfig
     return LlamaConfig(**{**dict(vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=8,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=1024, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0), **over})
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=1024,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0), **over})
 
 @dataclass(frozen=True)
 class Plan:
@@ -359,18 +359,33 @@ def build(
     save(model.bfloat16(), tok, out, record)
     return record
 
-# %% ../../nbs/bench/02_train_llama.ipynb #7ab67fbe
+# %% ../../nbs/bench/02_train_llama.ipynb #9181b057
+def full(
+    steps:int=Plan.steps, # optimizer steps
+)->tuple:                 # plan, texts, config and device, as `build` takes them
+    "The job that makes the testbed: all text on the machine, on one NVIDIA GPU"
+    return Plan(steps=steps), (stdlib(False), installed(), stdlib(True)), model_config(), 'cuda'
+
+def trial()->tuple: # plan, texts, config and device, as `build` takes them
+    "The same job in small: a tiny model, some modules of the standard library, four steps on the processor"
+    tiny = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1, head_dim=32)
+    texts = dict(list(stdlib(False).items())[::10]), {}, stdlib(True)
+    return Plan(steps=4, batch=4, length=64, lessons=20, measured=(4,1)), texts, model_config(**tiny), 'cpu'
+
 def main(
     args:list|None=None, # command line; None takes the program's
 )->None:
-    "Train the testbed on one NVIDIA GPU and write it to a folder"
+    "Train the testbed and write it to a folder; prints what was measured"
     p = argparse.ArgumentParser(description='Train the embedded language model on one NVIDIA GPU')
     p.add_argument('--steps', type=int, default=Plan.steps, help='optimizer steps')
     p.add_argument('--out', required=True, help='folder for checkpoint, tokenizer and provenance')
+    p.add_argument('--trial', action='store_true', help='a tiny model, four steps, on the processor')
     a = p.parse_args(args)
-    if not torch.cuda.is_available(): raise SystemExit('training needs an NVIDIA GPU, and torch sees none')
-    texts = stdlib(False), installed(), stdlib(True)
-    print(json.dumps(build(a.out, Plan(steps=a.steps), texts, model_config())['results'], indent=1))
+    if not a.trial and not torch.cuda.is_available():
+        raise SystemExit('training needs an NVIDIA GPU, and torch sees none; --trial runs on the processor')
+    plan, texts, config, device = trial() if a.trial else full(a.steps)
+    print(json.dumps(build(a.out, plan, texts, config, device)['results'], indent=1))
 
 # %% ../../nbs/bench/02_train_llama.ipynb #365b3ee8
 if __name__=='__main__': main()

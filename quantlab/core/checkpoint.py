@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from .pipe import QLinear, qlayers
+from .pipe import QLinear, qlayers, report
 from .qtensor import QTensor, load, save, stored_bits, write_atomic
 
 # %% ../../nbs/core/10_checkpoint.ipynb #fb5bfbb5
@@ -32,8 +32,7 @@ def model_tensors(
 )->dict:             # name -> QTensor or Tensor
     "All that must be stored of `model`; a tensor with two names is stored under the first"
     q = {f'{n}.weight':m.q for n,m in qlayers(model).items()}
-    plain = {k:slim(t.detach()) for k,t in _distinct(model.state_dict()).items()}
-    return {**plain, **q}
+    return {**{k:slim(t.detach()) for k,t in _distinct(model.state_dict()).items()}, **q}
 
 def model_bytes(
     model:nn.Module, # quantized or not
@@ -59,16 +58,18 @@ def save_model(
     "Write `model` to a folder: config.json, model.safetensors, the tokenizer, and quantlab.json for people to read"
     path = Path(path)
     if path.exists() and not path.is_dir(): raise ValueError(f'path={str(path)!r} is a file; give a folder')
-    if tokenizer is not None: path.mkdir(parents=True, exist_ok=True); tokenizer.save_pretrained(path)
-    write_atomic(path/'config.json', lambda p: Path(p).write_text(model.config.to_json_string(use_diff=False), encoding='utf8'))
+    if tokenizer is not None: tokenizer.save_pretrained(path)
+    _write_text(path/'config.json', model.config.to_json_string(use_diff=False))
     save(model_tensors(model), path/'model.safetensors', note)
-    layers = {n:dict(fmt=m.q.fmt, shape=list(m.q.shape), bits=m.q.bits, bpw=m.q.bpw, error=m.error) for n,m in qlayers(model).items()}
-    write_atomic(path/'quantlab.json', lambda p: Path(p).write_text(json.dumps(dict(version=1, note=note or {}, layers=layers), indent=1)))
+    _write_text(path/'quantlab.json', json.dumps(dict(version=1, note=note or {}, layers=report(model)), indent=1))
     return path
+
+def _write_text(path, text): write_atomic(path, lambda p: Path(p).write_text(text, encoding='utf8'))
 
 def _build(path): # the architecture, with weights still to come
     from transformers import AutoConfig, AutoModelForCausalLM
-    if not (path/'config.json').is_file(): raise FileNotFoundError(f'{path}: no config.json; give a folder written by save_model or by transformers')
+    if not (path/'config.json').is_file():
+        raise FileNotFoundError(f'{path}: no config.json; give a folder that save_model wrote')
     cfg = AutoConfig.from_pretrained(path, local_files_only=True)
     with torch.random.fork_rng(): return AutoModelForCausalLM.from_config(cfg, dtype=torch.float32).eval()
 
@@ -81,14 +82,17 @@ def load_model(
     model, (tensors, _) = _build(path), load(path/'model.safetensors')
     for n,q in tensors.items():
         if isinstance(q,QTensor): _place(model, n.removesuffix('.weight'), q, backend, path)
-    missing, extra = model.load_state_dict({k:t for k,t in tensors.items() if isinstance(t,Tensor)}, strict=False)
+    plain = {k:t for k,t in tensors.items() if isinstance(t,Tensor)}
+    missing, extra = model.load_state_dict(plain, strict=False)
     missing = [k for k in missing if not (k=='lm_head.weight' and model.config.tie_word_embeddings)]
-    if missing or extra: raise ValueError(f'{path}: the file lacks {missing[:3]} and has unknown {extra[:3]}; it belongs to another model')
+    if missing or extra:
+        raise ValueError(f'{path}: the file lacks {missing[:3]}, has unknown {extra[:3]}; it belongs to another model')
     return model
 
 def _place(model, name, q, backend, path):
     try: old = model.get_submodule(name)
-    except AttributeError: raise ValueError(f'{path}: there is no layer {name!r} in this architecture; the file belongs to another model') from None
-    if tuple(old.weight.shape)!=q.shape: raise ValueError(f'{path}: {name} has shape {q.shape}, the configuration says {tuple(old.weight.shape)}')
+    except AttributeError: raise ValueError(f'{path}: no layer {name!r}; the file belongs to another model') from None
+    if (want:=tuple(old.weight.shape))!=q.shape:
+        raise ValueError(f'{path}: {name} has shape {q.shape}, expected {want}')
     parent, _, leaf = name.rpartition('.')
     setattr(model.get_submodule(parent), leaf, QLinear(q, old.bias, backend))

@@ -40,8 +40,9 @@ def finite(
 )->Tensor:         # `x` itself
     "`x`, or ValueError if it holds NaN or infinity"
     bad = int((~torch.isfinite(x)).sum())
-    if bad: raise ValueError(f'{name} of shape {tuple(x.shape)} holds {bad} NaN or infinite values; repair the model or skip this layer')
-    return x
+    if not bad: return x
+    what = f'{name} of shape {tuple(x.shape)}'
+    raise ValueError(f'{what} holds {bad} NaN or infinite values; repair the model or skip this layer')
 
 def encode(
     codec:Codec,               # a number format

@@ -2,7 +2,7 @@
 
 The tensor-level ground of every codec.
 
-- `groups` cuts a tensor into rows that share parameters; it is a reshape, so it costs nothing.
+- `groups` cuts a tensor into rows that share parameters; it is a reshape, so a contiguous tensor is not copied.
 - `ste` gives a rounded value the gradient of the value it came from.
 - `half` rounds to the 16 bits in which scales are stored.
 - `pack` writes n codes of w bits in ceil(n w / 8) bytes, as one little-endian bit stream; `unpack` reads them back. Time and
@@ -31,17 +31,19 @@ def groups(
     group:int,             # columns that share parameters; -1 a whole row, 0 the whole tensor
 )->Shaped[Tensor,"r g"]:   # one row per group
     "View `x` as rows that share parameters; ValueError if `group` does not divide the columns"
-    if x.ndim==0 or x.numel()==0: raise ValueError(f'shape {tuple(x.shape)} has nothing to quantize; give at least one column')
+    if x.ndim==0 or x.numel()==0:
+        raise ValueError(f'shape {tuple(x.shape)} has nothing to quantize; give at least one column')
     i = x.shape[-1]
     g = {-1:i, 0:x.numel()}.get(group, group)
-    if group<-1 or (group>0 and i%group): raise ValueError(f'group={group} does not divide the {i} input columns; use one of {divisors(i)}')
+    if group<-1 or (group>0 and i%group):
+        raise ValueError(f'group={group} does not divide the {i} input columns; use one of {divisors(i)}')
     return x.reshape(-1, g)
 
 # %% ../../nbs/core/01_grid.ipynb #3281d58c
 def ste(
     y:Float[Tensor,"*s"], # what is returned
     x:Float[Tensor,"*s"], # what receives the gradient
-)->Float[Tensor,"*s"]:    # equal to `y`, bit for bit
+)->Float[Tensor,"*s"]:    # equal to `y`, without rounding
     "`y` in the forward pass, the gradient of `x` in the backward pass"
     return y.detach()+(x-x.detach())
 
@@ -49,7 +51,7 @@ def ste(
 _TINY, _MAX = 2.**-24, 65504. # smallest and largest positive float16
 
 def half(
-    x:Float[Tensor,"*s"], # positive or negative scales
+    x:Float[Tensor,"*s"], # positive or negative scales, in float32 or wider
 )->Float[Tensor,"*s"]:    # the same numbers as float16 holds them, in the dtype of `x`
     "Round to float16; magnitudes are kept within its finite, non-zero range"
     return (x.abs().clamp(_TINY, _MAX)*torch.where(x<0,-1,1)).half().to(x.dtype)
@@ -61,12 +63,13 @@ def _words(c, width): return (c.reshape(-1,8) << (width*_EIGHT.to(c.device))).su
 
 def pack(
     c:Integer[Tensor,"*s"], # codes from 0 to 2**width-1
-    width:int,          # bits of one code, 1 to 32
-)->UInt8[Tensor,"m"]:   # ceil(n*width/8) bytes
+    width:int,              # bits of one code, 1 to 32
+)->UInt8[Tensor,"m"]:       # ceil(n*width/8) bytes
     "Codes as one little-endian bit stream; ValueError for a code that does not fit"
     if not 1<=width<=32: raise ValueError(f'width={width} bits; a code is stored in 1 to 32 bits')
     c = c.reshape(-1).long(); n = len(c)
-    if n and (c.min()<0 or c.max()>>width): raise ValueError(f'codes {c.min()}..{c.max()} do not fit {width} bits; codes are 0..{2**width-1}')
+    if n and (c.min()<0 or c.max()>>width):
+        raise ValueError(f'codes {c.min()}..{c.max()} do not fit {width} bits; codes are 0..{2**width-1}')
     if width>8: return torch.cat([pack(c & 255, 8), pack(c >> 8, width-8)])
     w = _words(torch.cat([c, c.new_zeros(-n%8)]), width)
     return w.contiguous().view(torch.uint8).reshape(-1,8)[:,:width].reshape(-1)[:math.ceil(n*width/8)].clone()
@@ -76,10 +79,13 @@ def unpack(
     b:UInt8[Tensor,"m"], # bytes written by `pack`
     width:int,           # bits of one code
     n:int,               # number of codes
-)->Integer[Tensor,"n"]:    # uint8 for up to 8 bits, int32 up to 31, else int64
+)->Integer[Tensor,"n"]:  # uint8 for up to 8 bits, int32 up to 31, else int64
     "Read `n` codes back; ValueError if there are not exactly the bytes they need"
-    if len(b)!=math.ceil(n*width/8): raise ValueError(f'{len(b)} bytes for {n} codes of {width} bits; {math.ceil(n*width/8)} are needed')
-    if width>8: return (unpack(b[:n],8,n).long() | unpack(b[n:],width-8,n).long()<<8).to(torch.int32 if width<32 else torch.int64)
+    m = math.ceil(n*width/8)
+    if len(b)!=m: raise ValueError(f'{len(b)} bytes for {n} codes of {width} bits; {m} are needed')
+    if width>8:
+        low, high = unpack(b[:n],8,n).long(), unpack(b[n:],width-8,n).long()
+        return (low | high<<8).to(torch.int32 if width<32 else torch.int64)
     b = torch.cat([b, b.new_zeros(-len(b)%width)]).reshape(-1, width)
     w = torch.cat([b, b.new_zeros(len(b), 8-width)], 1).contiguous().view(torch.int64)
     return ((w >> (width*_EIGHT.to(b.device))) & (2**width-1)).reshape(-1)[:n].to(torch.uint8)

@@ -38,7 +38,8 @@ class QLinear(nn.Module):
         error:float=float('nan'), # layer error found when it was quantized
     ):
         nn.Module.__init__(self)
-        if backend not in BACKENDS: raise ValueError(f'backend={backend!r} is not available; use one of {", ".join(BACKENDS)}')
+        if backend not in BACKENDS:
+            raise ValueError(f'backend={backend!r} is not available; use one of {", ".join(BACKENDS)}')
         self.q, self.backend, self.dtype, self.error = q, backend, dtype, error
         self.out_features, self.in_features = q.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
@@ -50,7 +51,8 @@ class QLinear(nn.Module):
         return self.dense if self.backend=='dense' else self.q.decode().to(self.dtype)
 
     def forward(self, x): return nn.functional.linear(x, self.weight, self.bias)
-    def extra_repr(self): return f'{self.in_features}, {self.out_features}, {self.q.bpw:.3f} bits per weight, {self.backend}'
+    def extra_repr(self):
+        return f'{self.in_features}, {self.out_features}, {self.q.bpw:.3f} bits per weight, {self.backend}'
 
 # %% ../../nbs/core/09_pipe.ipynb #3d2a840b
 def _setattr(model, name, module):
@@ -58,7 +60,8 @@ def _setattr(model, name, module):
     setattr(model.get_submodule(parent), leaf, module)
 
 def _solve(name, solver, layer, st):
-    if st is None or st.n==0: raise ValueError(f'{name}: no calibration token reached this layer; give more batches or leave it out')
+    if st is None or st.n==0:
+        raise ValueError(f'{name}: no calibration token reached this layer; give more batches or leave it out')
     try: q = solver(layer.weight.data, st)
     except ValueError as e: raise ValueError(f'{name}: {e}') from e
     return QLinear(q, layer.bias, dtype=layer.weight.dtype, error=layer_error(layer.weight.data, q.decode(), st))
@@ -88,7 +91,9 @@ def pipe(
     new = copy.deepcopy(model)
     for s in steps:
         new = s(new, batches)
-        if not isinstance(new, nn.Module): raise ValueError(f'step {getattr(s,"__name__",s)!r} returned {type(new).__name__}; a pass must return the model')
+        if not isinstance(new, nn.Module):
+            step, got = getattr(s,'__name__',s), type(new).__name__
+            raise ValueError(f'step {step!r} returned {got}; a pass must return the model')
     return new
 
 def qlayers(
@@ -101,7 +106,8 @@ def report(
     model:nn.Module, # a model that went through `pipe`
 )->list:             # one dict per quantized layer
     "Bits and error of every quantized layer"
-    return [dict(layer=n, shape=f'{m.out_features}x{m.in_features}', bits=m.q.bits, bpw=m.q.bpw, error=m.error) for n,m in qlayers(model).items()]
+    return [dict(layer=n, shape=f'{m.out_features}x{m.in_features}', bits=m.q.bits, bpw=m.q.bpw, error=m.error)
+            for n,m in qlayers(model).items()]
 
 def bits_per_weight(
     model:nn.Module, # a quantized model

@@ -28,7 +28,8 @@ def axes(
     from matplotlib.figure import Figure
     fig = Figure((5,3), dpi=100, layout='constrained'); axs = fig.subplots(1, panels)
     for ax in fig.axes:
-        ax.set(xlabel=xlabel, ylabel=ylabel, xscale='log' if 'x' in log else 'linear', yscale='log' if 'y' in log else 'linear')
+        x, y = ('log' if a in log else 'linear' for a in 'xy')
+        ax.set(xlabel=xlabel, ylabel=ylabel, xscale=x, yscale=y)
         ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
     fig.suptitle(title, fontsize=10)
     return axs
@@ -54,6 +55,7 @@ def show(
     "Text of one table entry: three significant digits for a float"
     return f'{v:.3g}' if isinstance(v,float) else str(v)
 
+# %% ../../nbs/core/05_plot.ipynb #48cd531c
 @dataclass(frozen=True)
 class Table:
     "Rows shown as a table in notebooks, terminals and files"
@@ -61,13 +63,16 @@ class Table:
 
     def text(self)->list: # rows of strings, the header first
         "All entries as text"
-        return [list(self.rows[0])]+[[show(v) for v in r.values()] for r in self.rows] if self.rows else []
+        if not self.rows: return []
+        return [list(self.rows[0]), *([show(v) for v in r.values()] for r in self.rows)]
 
     def _repr_markdown_(self):
-        t = self.text()
-        return '\n'.join('| '+' | '.join(r)+' |' for r in t[:1]+[['---']*len(t[0])]+t[1:]) if t else '*empty*'
+        if not self.rows: return '*empty*'
+        head, *rest = self.text()
+        return '\n'.join('| '+' | '.join(r)+' |' for r in (head, ['---']*len(head), *rest))
 
     def __str__(self):
         t = self.text(); w = [max(map(len,c)) for c in zip(*t)]
-        return '\n'.join('  '.join(s.ljust(n) if k==0 else s.rjust(n) for k,(s,n) in enumerate(zip(r,w))) for r in t)
+        def line(r): return '  '.join(s.rjust(n) if k else s.ljust(n) for k,(s,n) in enumerate(zip(r,w)))
+        return '\n'.join(map(line, t))
     __repr__ = __str__

@@ -42,15 +42,22 @@ def find_decoder(
     if fmt not in _decoders and _NAME.fullmatch(fmt):
         try: importlib.import_module('quantlab.'+fmt.rpartition('.')[0])
         except ImportError: pass
-    if fmt not in _decoders: raise ValueError(f'no decoder is called {fmt!r}; this file needs a newer quantlab, or is not one of its files')
+    if fmt not in _decoders:
+        raise ValueError(f'no decoder is called {fmt!r}; this file needs a newer quantlab, or is not one of its files')
     return _decoders[fmt]
 
 # %% ../../nbs/core/02_qtensor.ipynb #522a59c3
+_DTYPES = {d:getattr(torch,d) for d in ('bool','uint8','int8','int16','int32','int64','float8_e4m3fn','float8_e5m2',
+                                        'float16','bfloat16','float32','float64')}
+def _dtype(t): return str(t.dtype).removeprefix('torch.')
+
 def _check_part(k, t, width):
+    if _dtype(t) not in _DTYPES: raise ValueError(f'part {k!r} is {t.dtype}; use one of {", ".join(_DTYPES)}')
     if t.is_floating_point() and width!=8*t.element_size():
         raise ValueError(f'part {k!r} is {t.dtype} but claims {width} bits; convert it to the dtype that is stored')
     if t.dtype is torch.bool and width!=1: raise ValueError(f'part {k!r} is boolean but claims {width} bits; use 1')
 
+# %% ../../nbs/core/02_qtensor.ipynb #3d42ca07
 @dataclass(frozen=True)
 class QTensor:
     "A tensor in coded form: everything needed to rebuild it and nothing else"
@@ -61,7 +68,9 @@ class QTensor:
     shape:tuple # shape of the decoded tensor
 
     def __post_init__(self):
-        if self.parts.keys()!=self.width.keys(): raise ValueError(f'parts {sorted(self.parts)} and widths {sorted(self.width)} differ; each part has one width')
+        if self.parts.keys()!=self.width.keys():
+            parts, widths = sorted(self.parts), sorted(self.width)
+            raise ValueError(f'parts {parts} and widths {widths} differ; each part has one width')
         for k,t in self.parts.items(): _check_part(k, t, self.width[k])
 
     def decode(self)->Float[Tensor,"..."]: # float32, of `shape`
@@ -87,8 +96,8 @@ def stored_bits(
     qs:Iterable, # QTensors, for example all layers of a model
 )->int:          # bits of all distinct parts together
     "Stored bits of several tensors; a part that they share is counted once"
-    seen = {id(t): math.ceil(t.numel()*q.width[k]) for q in qs for k,t in q.parts.items()}
-    return sum(seen.values())
+    parts = [(t, q.width[k]) for q in qs for k,t in q.parts.items()] # alive, since a dead object's id is used again
+    return sum({id(t): math.ceil(t.numel()*width) for t,width in parts}.values())
 
 # %% ../../nbs/core/02_qtensor.ipynb #cd5acc39
 def _raw(t): return t.contiguous().reshape(-1).view(torch.uint8)
@@ -102,7 +111,8 @@ def pack_parts(
 def _unpack_part(b, width, shape, dtype):
     n = math.prod(shape)
     if not dtype.is_floating_point: return unpack(b, width, n).to(dtype).reshape(shape)
-    if len(b)!=n*dtype.itemsize: raise ValueError(f'{len(b)} bytes for {n} numbers of {dtype}; {n*dtype.itemsize} are needed')
+    m = n*dtype.itemsize
+    if len(b)!=m: raise ValueError(f'{len(b)} bytes for {n} numbers of {dtype}; {m} are needed')
     return b.clone().view(dtype).reshape(shape)
 
 # %% ../../nbs/core/02_qtensor.ipynb #56d494ec
@@ -118,41 +128,43 @@ def write_atomic(
     return path
 
 # %% ../../nbs/core/02_qtensor.ipynb #b1ab7ec7
-_DTYPES = {str(d)[6:]:d for d in (torch.uint8,torch.int16,torch.int32,torch.int64,torch.bool,torch.float16,torch.bfloat16,torch.float32,torch.float64)}
-
 def _header(name, q, key):
-    part = {k: dict(key=key(name,k,t), shape=list(t.shape), dtype=str(t.dtype)[6:], width=q.width[k]) for k,t in q.parts.items()}
-    return dict(fmt=q.fmt, meta=q.meta, shape=list(q.shape), parts=part)
+    def part(k, t): return dict(key=key(name,k,t), shape=list(t.shape), dtype=_dtype(t), width=q.width[k])
+    return dict(fmt=q.fmt, meta=q.meta, shape=list(q.shape), parts={k:part(k,t) for k,t in q.parts.items()})
 
 def save(
-    tensors:dict,     # name -> QTensor, or a Tensor that is stored as it is
-    path:str|Path,    # a .safetensors file
+    tensors:dict,        # name -> QTensor, or a Tensor that is stored as it is
+    path:str|Path,       # a .safetensors file
     note:dict|None=None, # anything JSON holds, kept in the header
-)->Path:              # `path`
-    "Write coded and plain tensors to one file, each part in its stored width"
-    keys, data, qs = {}, {k:t.detach().cpu().contiguous() for k,t in tensors.items() if isinstance(t,Tensor)}, {}
+)->Path:                 # `path`
+    "Write coded and plain tensors to one file, each part in its stored width; ValueError if two would have one name"
+    keys, data, qs = {}, {}, {}
     def key(name, k, t): return keys.setdefault(id(t), f'{name}.{k}')
     for name,q in tensors.items():
         if isinstance(q,Tensor): continue
         qs[name] = _header(name, q, key)
         data.update({keys[id(q.parts[k])]:b.cpu() for k,b in pack_parts(q).items()})
+    plain = {k:t.detach().cpu().contiguous() for k,t in tensors.items() if isinstance(t,Tensor)}
+    for k in plain.keys() & data.keys():
+        raise ValueError(f'{k!r} is a plain tensor and the name of a stored part; rename the tensor')
     meta = dict(quantlab=json.dumps(dict(version=1, tensors=qs, note=note or {})))
-    return write_atomic(path, lambda p: save_file(data, p, meta))
+    return write_atomic(path, lambda p: save_file({**plain,**data}, p, meta))
 
 # %% ../../nbs/core/02_qtensor.ipynb #d59fa327
-def _read(f, h, path, seen):
-    for k,p in h['parts'].items():
-        if p['key'] not in seen: seen[p['key']] = _unpack_part(f.get_tensor(p['key']), p['width'], tuple(p['shape']), _DTYPES[p['dtype']])
+def _read(f, h, seen):
+    for p in h['parts'].values():
+        key, shape, dtype = p['key'], tuple(p['shape']), _DTYPES[p['dtype']]
+        if key not in seen: seen[key] = _unpack_part(f.get_tensor(key), p['width'], shape, dtype)
     parts = {k:seen[p['key']] for k,p in h['parts'].items()}
     return QTensor(parts, {k:p['width'] for k,p in h['parts'].items()}, h['fmt'], h['meta'], tuple(h['shape']))
 
-def _load(f, path):
+def _load(f):
     meta = (f.metadata() or {}).get('quantlab')
-    if meta is None: raise ValueError(f'{path}: not a quantlab file (its header has no quantlab entry); write one with save()')
+    if meta is None: raise ValueError('its header has no quantlab entry')
     head, seen = json.loads(meta), {}
     coded = {p['key'] for h in head['tensors'].values() for p in h['parts'].values()}
     out = {k:f.get_tensor(k) for k in sorted(set(f.keys())-coded)}
-    return {**out, **{n:_read(f, h, path, seen) for n,h in head['tensors'].items()}}, head['note']
+    return {**out, **{n:_read(f, h, seen) for n,h in head['tensors'].items()}}, head['note']
 
 def load(
     path:str|Path, # a file written by `save`
@@ -160,6 +172,6 @@ def load(
     "Read a file back; FileNotFoundError if there is none, ValueError if it is damaged"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such file')
     try:
-        with safe_open(str(path), 'pt') as f: return _load(f, path)
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as e:
-        raise ValueError(f'{path}: not a readable safetensors file ({e}); write it again') from e
+        with safe_open(str(path), 'pt') as f: return _load(f)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise ValueError(f'{path}: not a readable quantlab file ({type(e).__name__}: {e}); write it with save()') from e

@@ -15,6 +15,7 @@ import configparser
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+import quantlab
 
 # %% ../../nbs/core/00_settings.ipynb #c0c3a2df
 @dataclass(frozen=True)
@@ -38,19 +39,25 @@ def _cast(text, like): return tuple(int(t) for t in text.split()) if isinstance(
 def read_settings(
     path:Path, # a settings.ini
 )->Settings:   # its values over the defaults
-    "Read `path`; ValueError for an unknown key or a value of the wrong type"
-    ini = configparser.ConfigParser(); ini.read_string(Path(path).read_text(encoding='utf8'), str(path))
+    "Read `path`; ValueError for a missing section, an unknown key or a value of the wrong type"
+    ini = configparser.ConfigParser(interpolation=None) # a percent sign in a path is a percent sign
+    ini.read_string(Path(path).read_text(encoding='utf8'), str(path))
+    if 'quantlab' not in ini: raise ValueError(f'{path}: no section [quantlab]; put the settings under that line')
     known, given = {f.name:f.default for f in fields(Settings)}, {}
     for k,v in ini['quantlab'].items():
         if k not in known: raise ValueError(f'{path}: unknown setting {k!r}; known are {", ".join(known)}')
+        kind = type(known[k]).__name__
         try: given[k] = _cast(v, known[k])
-        except ValueError: raise ValueError(f'{path}: {k}={v!r} must be a {type(known[k]).__name__} like {known[k]!r}') from None
+        except ValueError: raise ValueError(f'{path}: {k}={v!r} must be of type {kind}, like {known[k]!r}') from None
     s = replace(Settings(), **given)
     return replace(s, data=Path(path).resolve().parent/s.data)
 
 # %% ../../nbs/core/00_settings.ipynb #465e01e0
+def _settings_in(folder):
+    f = folder/'settings.ini'
+    return read_settings(f) if f.exists() else Settings()
+
 @cache
 def settings()->Settings: # the workbench's settings
     "Settings of the checkout this package belongs to, or the defaults"
-    f = Path(__file__).resolve().parents[2]/'settings.ini'
-    return read_settings(f) if f.exists() else Settings()
+    return _settings_in(Path(quantlab.__file__).resolve().parents[1])

@@ -20,7 +20,8 @@ from jaxtyping import Float64, Int
 from .walk import blocks
 
 # %% ../../nbs/core/08_site.ipynb #e20a664f
-GROUPS = dict(posdiag=('posdiag',), signperm=('signperm',), orth=('orth','signperm'), any=('posdiag','signperm','orth','any'))
+GROUPS = dict(posdiag=('posdiag',), signperm=('signperm',), orth=('orth','signperm'),
+              any=('posdiag','signperm','orth','any'))
 
 @dataclass(frozen=True)
 class End:
@@ -71,9 +72,11 @@ def fuse(
     site:Site,                   # where
     T:Float64[Tensor,"d d"],     # an invertible map of the site's group
 )->None:
-    "Put `T` into the writers and its inverse into the readers, in place; ValueError if `T` is singular or of the wrong size"
+    "Put `T` into writers and its inverse into readers, in place; ValueError if `T` is singular or of the wrong size"
     if len(T)!=site.d: raise ValueError(f'{site.name}: the map is {len(T)}x{len(T)}, the site has d={site.d} channels')
-    if not torch.linalg.cond(T)<1e8: raise ValueError(f'{site.name}: condition number {torch.linalg.cond(T):.3g}; a map must be invertible, below 1e8')
+    condition = torch.linalg.cond(T)
+    if not condition<1e8:
+        raise ValueError(f'{site.name}: condition number {condition:.3g}; a map must be invertible, below 1e8')
     Ti = torch.linalg.inv(T)
     for e in site.writers: _write(e, T)
     for e in site.readers: _read(e, Ti)
@@ -82,8 +85,9 @@ def fuse(
 def _llama_block(name, b, cfg):
     a, m = b.self_attn, b.mlp
     d, rep = a.head_dim, cfg.num_attention_heads//cfg.num_key_value_heads
-    yield Site(f'{name}.attention-norm', (End(b.input_layernorm),), tuple(End(l) for l in (a.q_proj,a.k_proj,a.v_proj)), 'posdiag')
-    yield Site(f'{name}.mlp-norm', (End(b.post_attention_layernorm),), tuple(End(l) for l in (m.gate_proj,m.up_proj)), 'posdiag')
+    into_attention, into_mlp = (a.q_proj,a.k_proj,a.v_proj), (m.gate_proj,m.up_proj)
+    yield Site(f'{name}.attention-norm', (End(b.input_layernorm),), tuple(map(End,into_attention)), 'posdiag')
+    yield Site(f'{name}.mlp-norm', (End(b.post_attention_layernorm),), tuple(map(End,into_mlp)), 'posdiag')
     for h in range(cfg.num_key_value_heads):
         heads = tuple(End(a.o_proj, torch.arange(q*d,(q+1)*d)) for q in range(h*rep,(h+1)*rep))
         yield Site(f'{name}.value-output.{h}', (End(a.v_proj, torch.arange(h*d,(h+1)*d)),), heads, 'any')
@@ -96,9 +100,9 @@ def sites(
     bs = blocks(model)
     out = [s for n,b in bs.items() for s in _llama_block(n, b, model.config)]
     if not _gain_free(model): return out
-    reads = [l for b in bs.values() for l in (b.self_attn.q_proj,b.self_attn.k_proj,b.self_attn.v_proj,b.mlp.gate_proj,b.mlp.up_proj)]
-    writes = [l for b in bs.values() for l in (b.self_attn.o_proj,b.mlp.down_proj)]
-    return [Site('residual', tuple(map(End,[model.model.embed_tokens,*writes])), tuple(map(End,[*reads,model.lm_head])), 'orth'), *out]
+    readers = [l for _,behind in _norms(model) for l in behind]
+    writers = [model.model.embed_tokens, *(l for b in bs.values() for l in (b.self_attn.o_proj,b.mlp.down_proj))]
+    return [Site('residual', tuple(map(End,writers)), tuple(map(End,readers)), 'orth'), *out]
 
 def _norms(model):
     for b in blocks(model).values():

@@ -31,7 +31,9 @@ class Stats:
     def mean(self)->Float64[Tensor,"i"]: return self.total/max(self.n,1)
 
     def __add__(self, o:'Stats')->'Stats':
-        if self.H.shape!=o.H.shape or self.key!=o.key: raise ValueError(f'cannot add statistics of {len(o.H)} channels, key {o.key!r}, to {len(self.H)}, key {self.key!r}')
+        if self.H.shape!=o.H.shape or self.key!=o.key:
+            to = f'{len(self.H)}, key {self.key!r}'
+            raise ValueError(f'cannot add statistics of {len(o.H)} channels, key {o.key!r}, to {to}')
         return Stats(self.H+o.H, self.n+o.n, torch.maximum(self.absmax,o.absmax), self.total+o.total, self.key)
 
 # %% ../../nbs/core/04_stats.ipynb #6a9a220e
@@ -43,8 +45,10 @@ def stats_of(
     X = X.detach().reshape(-1, X.shape[-1]).float()
     H = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
     for x in X.split(2048): H += (x.T@x).double()
-    if not torch.isfinite(H).all(): raise ValueError(f'inputs of shape {tuple(X.shape)} are not finite; the layers before are broken')
-    return Stats(H, len(X), X.abs().amax(0) if len(X) else X.new_zeros(X.shape[1]), X.sum(0, dtype=torch.float64), key)
+    if not torch.isfinite(H).all():
+        raise ValueError(f'inputs of shape {tuple(X.shape)} are not finite; the layers before are broken')
+    absmax = X.abs().amax(0) if len(X) else X.new_zeros(X.shape[1])
+    return Stats(H, len(X), absmax, X.sum(0, dtype=torch.float64), key)
 
 # %% ../../nbs/core/04_stats.ipynb #51a21d13
 def layer_error(

@@ -1,4 +1,5 @@
-"""Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized.
+"""Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream
+already quantized.
 
 The one place that runs calibration.
 
@@ -26,7 +27,8 @@ def blocks(
 )->dict:             # name -> block, in the order in which they run
     "The repeated blocks of `model`; ValueError for a family that is not known"
     family = getattr(getattr(model,'config',None), 'model_type', type(model).__name__)
-    if family not in BLOCKS: raise ValueError(f'blocks of model family {family!r} are not known; known are {", ".join(sorted(BLOCKS))}')
+    if family not in BLOCKS:
+        raise ValueError(f'blocks of model family {family!r} are not known; known are {", ".join(sorted(BLOCKS))}')
     return {f'{BLOCKS[family]}.{k}':b for k,b in enumerate(model.get_submodule(BLOCKS[family]))}
 
 def linears(
@@ -97,7 +99,8 @@ def walk(
     batches:list,    # calibration batches
 )->Iterator:         # (name, layer, Stats or None for a layer that saw no token)
     "Visit every linear layer with the statistics of its inputs, upstream blocks being as the caller left them"
-    if model.training: raise ValueError('model is in training mode; call model.eval() so that dropout does not enter the statistics')
+    if model.training:
+        raise ValueError('model is in training mode; call model.eval() so that dropout does not enter the statistics')
     if not batches: raise ValueError('batches is empty; give at least one batch of calibration tokens')
     for n,layer in quantizable(model).items(): finite(layer.weight, f'{n}.weight')
     todo = blocks(model)

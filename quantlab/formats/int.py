@@ -97,7 +97,8 @@ class Int:
 
     def __post_init__(self): _check(self)
     def fit(self, x, w=None):
-        return search_range(x, w, lambda x,k: asymmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p), self.search)
+        grid, value = lambda x,k: asymmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
+        return search_range(x, w, grid, value, self.search)
     def code(self, x, p): return nearest(x, p['scale'], p['zero'], self.bits)
     def value(self, c, p): return affine(c, p['scale'], p['zero'])
     def store(self, c, p, shape):
@@ -107,7 +108,8 @@ class Int:
     def fake(self, x): return fake(self, x)
 
 def _check(c):
-    if not 2<=c.bits<=8: raise ValueError(f'bits={c.bits}; an integer grid has 2 to 8 bits (for 1 bit use a binary format)')
+    if not 2<=c.bits<=8:
+        raise ValueError(f'bits={c.bits}; an integer grid has 2 to 8 bits (for 1 bit use a binary format)')
     if c.group<-1: raise ValueError(f'group={c.group}; give a number of columns, -1 for a row or 0 for the tensor')
     if c.search<1: raise ValueError(f'search={c.search}; at least one range must be tried')
 
@@ -121,13 +123,14 @@ class SymInt:
 
     def __post_init__(self): _check(self)
     def fit(self, x, w=None):
-        return search_range(x, w, lambda x,k: symmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p), self.search)
+        grid, value = lambda x,k: symmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
+        return search_range(x, w, grid, value, self.search)
     def _mid(self, p): return torch.full_like(p['scale'], 2**(self.bits-1))
     def code(self, x, p): return nearest(x, p['scale'], self._mid(p), self.bits)
     def value(self, c, p): return affine(c, p['scale'], self._mid(p))
     def store(self, c, p, shape):
-        parts = dict(codes=c.reshape(shape), scale=p['scale'].half())
-        return QTensor(parts, dict(codes=self.bits, scale=16), centred_rows.fmt, dict(mid=2**(self.bits-1)), tuple(shape))
+        parts, meta = dict(codes=c.reshape(shape), scale=p['scale'].half()), dict(mid=2**(self.bits-1))
+        return QTensor(parts, dict(codes=self.bits, scale=16), centred_rows.fmt, meta, tuple(shape))
     def __call__(self, x): return encode(self, x)
     def fake(self, x): return fake(self, x)
 

@@ -36,11 +36,13 @@ def inverse_factor(
     damp:float=.01,          # see `damped`; raised tenfold until the factorisation succeeds
 )->Float64[Tensor,"i i"]:    # U, upper triangular, with U.T@U the inverse of the damped H
     "Upper triangular factor of the inverse; ValueError if no damping up to 1 helps"
+    eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
     while damp<=1:
         L, info = torch.linalg.cholesky_ex(damped(H,damp).flip(0,1))
-        if info==0: return torch.linalg.solve_triangular(L.flip(0,1), torch.eye(len(H),dtype=H.dtype,device=H.device), upper=True)
+        if info==0: return torch.linalg.solve_triangular(L.flip(0,1), eye, upper=True)
         damp = max(10*damp, 1e-8)
-    raise ValueError('H is not positive semidefinite, even with damping of its whole mean diagonal; calibrate this layer again')
+    raise ValueError('H is not positive semidefinite, even with damping of its whole mean diagonal; '
+                     'calibrate this layer again')
 
 # %% ../../nbs/ptq/02_gptq.ipynb #690a7c74
 def gain(
@@ -113,12 +115,14 @@ def static_feedback(
     run:int=128,              # columns between two matrix products
 )->QTensor:                   # codes in storage order
     "Error feedback in any order of columns, with ranges fitted beforehand on the original weights"
-    if codec.block>1: raise ValueError(f'codec codes {codec.block} columns jointly; static groups need a scalar codec (block=1)')
+    if codec.block>1:
+        raise ValueError(f'codec codes {codec.block} columns jointly; static groups need a scalar codec (block=1)')
     o, i = W.shape
     p = codec.fit(groups(W, codec.group))
     wide = {k:_by_group(v,o) for k,v in p.items()}
-    n = i//next(iter(wide.values())).shape[1]
-    params = lambda W,a: lambda j: {k:v[:,order[a+j]//n] for k,v in wide.items()}
+    count = next(iter(wide.values())).shape[1]
+    each, mine = [{k:v[:,n] for k,v in wide.items()} for n in range(count)], (order//(i//count)).tolist()
+    params = lambda W,a: lambda j: each[mine[a+j]]
     codes = sweep(W[:,order], inverse_factor(H[order][:,order], damp), codec, params, run)
     return codec.store(codes[:,order.argsort()], p, (o,i))
 
@@ -138,12 +142,14 @@ class GPTQ:
         _choose(self.order in ('given','activation'), 'order', self.order, "'given' or 'activation'")
         _choose(self.groups in ('dynamic','static'), 'groups', self.groups, "'dynamic' or 'static'")
         _choose(0<=self.damp<=1, 'damp', self.damp, 'a fraction of the mean diagonal, 0 to 1')
-        if (self.order,self.groups)==('activation','dynamic'): raise ValueError("order='activation' scatters the columns of a group; use groups='static' with it")
+        if (self.order,self.groups)==('activation','dynamic'):
+            raise ValueError("order='activation' scatters the columns of a group; use groups='static' with it")
 
     def __call__(self, W, st):
         W, d = matching(W,st).detach().float(), st.H.diagonal()
         if self.groups=='dynamic': return feedback(W, inverse_factor(st.H,self.damp), self.codec)
-        order = d.argsort(descending=True, stable=True) if self.order=='activation' else torch.arange(len(d), device=d.device)
+        order = torch.arange(len(d), device=d.device)
+        if self.order=='activation': order = d.argsort(descending=True, stable=True)
         return static_feedback(W, st.H, self.codec, order, self.damp)
 
 # %% ../../nbs/ptq/02_gptq.ipynb #3ae0a6ab
@@ -164,10 +170,14 @@ def model_divergence(
 
 # %% ../../nbs/ptq/02_gptq.ipynb #ea7aab58
 __methods__ = (
-    Method(name='gptq', kind='solver', paper='arXiv 2210.17323', make=GPTQ, baselines=('rtn',), tags=('rounds',), claims=(
-        Claim('at equal stored bits the output error of a layer is below that of rtn at 4, 3 and 2 bits', 'layer losses are not tabulated in the paper',
-              layer_gain, lambda v: min(v.values())>1, 'toy layers, seeds 0 to 2, groups of 64, searched ranges'),
+    Method(name='gptq', kind='solver', paper='arXiv 2210.17323', make=GPTQ, baselines=('rtn',), tags=('rounds',),
+           claims=(
+        Claim('at equal stored bits the output error of a layer is below that of rtn at 4, 3 and 2 bits',
+              'layer losses are not tabulated in the paper',
+              layer_gain, lambda v: min(v.values())>1,
+              'toy layers, seeds 0 to 2, groups of 64, searched ranges'),
         Claim('a language model diverges less than with rtn at 3 and 2 bits, and the ratio grows as bits fall',
               'OPT-175B, WikiText2 perplexity: float 8.34, 3 bits 8.68 (rtn 7300)',
-              model_divergence, lambda v: 1<v['rtn 3']/v['gptq 3']<v['rtn 2']/v['gptq 2'], 'embedded language model, groups of 64, searched ranges, KL'))),
+              model_divergence, lambda v: 1<v['rtn 3']/v['gptq 3']<v['rtn 2']/v['gptq 2'],
+              'embedded language model, groups of 64, searched ranges, KL'))),
 )

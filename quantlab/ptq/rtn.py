@@ -25,7 +25,8 @@ def matching(
     st:Stats,              # statistics of its inputs
 )->Float[Tensor,"o i"]:    # `W` itself
     "`W`, or ValueError if it is not finite or the statistics are those of another layer"
-    if len(st.H)!=W.shape[1]: raise ValueError(f'statistics of {len(st.H)} channels for a layer with {W.shape[1]} inputs; use those of this layer')
+    n, i = len(st.H), W.shape[1]
+    if n!=i: raise ValueError(f'statistics of {n} channels for a layer with {i} inputs; use those of this layer')
     return finite(W, 'W')
 
 # %% ../../nbs/ptq/01_rtn.ipynb #f8cad4b1

@@ -26,11 +26,12 @@ def run(
     bits:str=None,               # widths of codes; those of settings.ini if left out
     group:int=None,              # columns that share a scale; that of settings.ini if left out
     out:str='out',               # folder for report.html, results.json and the saved model
+    calib:int=None,              # calibration sequences
     tokens:int=None,             # held-out tokens of the evaluation
     items:int=None,              # questions per skill
     prompt:str='def read_file(path):\n    """', # what the saved model continues
 ):
-    "Quantize a model by several methods, compare them at equal stored bits, save the best.  Example: quantlab run --bits '4 3'"
+    "Quantize by several methods, compare at equal stored bits, save the best.  Example: quantlab run --bits '4 3'"
     from quantlab.core import settings, calibration
     from quantlab.bench.evaluate import bench
     from quantlab.recipes.main import compare_methods, open_model, solvers
@@ -39,7 +40,8 @@ def run(
     solvers(names) # a misspelt name is reported before anything is computed
     m, tok, name = open_model(model)
     _progress(f'{name}: {sum(p.numel() for p in m.parameters())/1e6:.1f}M parameters; measuring the float model')
-    rows = compare_methods(bench(m, tok, name, tokens, items=items), calibration(tok, s.calib_sequences, s.calib_length, s.seed), names, widths, group)
+    batches = calibration(tok, calib or s.calib_sequences, s.calib_length, s.seed)
+    rows = compare_methods(bench(m, tok, name, tokens, items=items), batches, names, widths, group)
     _finish(rows, tok, name, widths, group, Path(out), prompt)
 
 def _progress(text): print(text, file=sys.stderr, flush=True)
@@ -60,8 +62,9 @@ def _finish(rows, tok, name, widths, group, out, prompt): # everything is comput
     sample = complete_elsewhere(folder, prompt)
     layers, protocol = {r.method:report(r.model) for r in rows if r.bits==width}, vars(best.result.protocol)
     note = f'{best.method} at {width} bits, read from disk by a fresh process'
-    doc = page(f'{name}: {", ".join(layers)} at {", ".join(map(str,widths))} bits', summary, layers, protocol, sample, note)
-    write_atomic(out/'results.json', lambda p: Path(p).write_text(json.dumps(dict(protocol=protocol, rows=summary, sample=sample), indent=1)))
+    doc = page(f'{name} at {", ".join(map(str,widths))} bits', summary, layers, protocol, sample, note)
+    results = json.dumps(dict(protocol=protocol, rows=summary, sample=sample), indent=1)
+    write_atomic(out/'results.json', lambda p: Path(p).write_text(results))
     write_atomic(out/'pareto.png', lambda p: pareto(summary).figure.savefig(p, format='png'))
     write_atomic(out/'report.html', lambda p: Path(p).write_text(doc, encoding='utf8'))
     print(_brief(summary), f'\nsaved {folder}: {note}; it writes\n\n{sample}\n\nreport: {out/"report.html"}', sep='\n')
@@ -78,7 +81,8 @@ def eval(
     from quantlab.bench.evaluate import bench, evaluate
     from quantlab.recipes.main import Row, open_model
     (ref, tok, name), (m, _, label) = open_model(reference), open_model(model)
-    if ref.config.vocab_size!=m.config.vocab_size: raise ValueError(f'model={model!r} has {m.config.vocab_size} tokens, reference {name!r} {ref.config.vocab_size}; give --reference the float model it was made from')
+    if (have:=m.config.vocab_size)!=(want:=ref.config.vocab_size):
+        raise ValueError(f'model={model!r} has {have} tokens, reference {name!r} {want}; give another --reference')
     b = bench(ref, tok, name, tokens, items=items)
     print(_brief([Row(n, '', x, evaluate(b,x), 0.).summary() for n,x in (('float',ref),(label,m))]))
 
@@ -88,7 +92,9 @@ def methods(
     "List every registered method.  Example: quantlab methods --kind solver"
     from quantlab.core import KINDS, Table, methods
     if kind and kind not in KINDS: raise ValueError(f'kind={kind!r}; use one of {", ".join(sorted(KINDS))}')
-    print(Table([dict(name=m.name, kind=m.kind, room=m.make().__class__.__module__.removeprefix('quantlab.'), paper=m.paper) for m in methods().values() if kind in (None,m.kind)]))
+    where = lambda m: type(m.make()).__module__.removeprefix('quantlab.')
+    found = [m for m in methods().values() if kind in (None,m.kind)]
+    print(Table([dict(name=m.name, kind=m.kind, module=where(m), paper=m.paper) for m in found]))
 
 def check(
     name:str, # a registered method
@@ -113,7 +119,7 @@ def new(
     name:str,        # of the method, a Python identifier
     paper:str='',    # where it was published
 ):
-    "Start a method as one notebook from the template.  Example: quantlab new ptq mymethod 2210.17323"
+    "Start a method as one notebook from the template.  Example: quantlab new ptq mymethod --paper 2210.17323"
     from quantlab.recipes.new import new
     print(new(room, name, paper))
 
@@ -133,7 +139,8 @@ def _parse(verb, argv):
 
 def usage()->str: # the text of `quantlab --help`
     "All verbs with their first lines"
-    return 'usage: quantlab VERB [options]\n\n'+'\n'.join(f'  {n:<10}{f.__doc__}' for n,f in VERBS.items())+'\n\nquantlab VERB --help tells the options.'
+    verbs = '\n'.join(f'  {n:<10}{f.__doc__}' for n,f in VERBS.items())
+    return f'usage: quantlab VERB [options]\n\n{verbs}\n\nquantlab VERB --help tells the options.'
 
 def main(
     argv:list|None=None, # arguments; those of the process if left out

@@ -12,7 +12,7 @@ embedded one, a local folder, or a hub name that transformers can resolve; only 
 __all__ = ['open_model', 'at_bits', 'solvers', 'Row', 'compare_methods', 'best_of', 'complete', 'complete_elsewhere']
 
 # %% ../../nbs/recipes/01_main.ipynb #2489df86
-import subprocess, sys, time
+import re, subprocess, sys, time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import torch
@@ -28,7 +28,8 @@ def _from_transformers(name):
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         return model.eval(), AutoTokenizer.from_pretrained(name)
     except Exception as e: # transformers raises many kinds; the first line of each says what is wrong
-        raise ValueError(f'model={str(name)!r} cannot be loaded: {(str(e).strip() or type(e).__name__).splitlines()[0]}') from e
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ValueError(f'model={str(name)!r} cannot be loaded: {why}') from e
 
 def open_model(
     name:str|None=None, # None the embedded model; else a folder or a hub name
@@ -36,8 +37,8 @@ def open_model(
     "Load a model and its tokenizer; FileNotFoundError or ValueError with one line that names it"
     if name is None: return *llama(), 'llama'
     path = Path(name)
-    if not path.is_dir() and (path.is_absolute() or name.startswith('.') or name.count('/')!=1):
-        raise FileNotFoundError(f'model={name!r}: no such folder; give a folder with config.json and model.safetensors, or a hub name owner/model')
+    if not (path.is_dir() or re.fullmatch(r'[\w-]+/[\w.-]+', name)):
+        raise FileNotFoundError(f'model={name!r}: no such folder; give one with config.json, or a hub name owner/model')
     if (path/'quantlab.json').is_file():
         from transformers import AutoTokenizer
         return load_model(path), AutoTokenizer.from_pretrained(path), path.name
@@ -51,7 +52,8 @@ def at_bits(
 ):             # the same solver with that codec
     "`solver` at another width and group size"
     names = {f.name for f in fields(solver.codec)} if hasattr(solver,'codec') else set()
-    if not {'bits','group'}<=names: raise ValueError(f'{type(solver).__name__} has no codec with bits and group; it cannot be compared at a given width')
+    if not {'bits','group'}<=names:
+        raise ValueError(f'{type(solver).__name__} has no codec with bits and group; no width can be chosen')
     return replace(solver, codec=replace(solver.codec, bits=bits, group=group))
 
 def solvers(
@@ -75,10 +77,11 @@ class Row:
 
     def summary(self)->dict: # one row of the table
         "The numbers of the table"
-        r, q = self.result, qlayers(self.model)
-        return dict(method=self.method, bits=self.bits, bpw=bits_per_weight(self.model) if q else 16., bytes=model_bytes(self.model),
-                    ppl=r.ppl, bpb=r.bpb, kl=r.kl, kl_low=r.kl_range[0], kl_high=r.kl_range[1], floor=r.floor, flips=r.flips,
-                    skill=r.skill, skill_low=r.skill_range[0], skill_high=r.skill_range[1], **r.skills, seconds=self.seconds)
+        r, bpw = self.result, bits_per_weight(self.model) if qlayers(self.model) else 16.
+        (kl_low, kl_high), (skill_low, skill_high) = r.kl_range, r.skill_range
+        return dict(method=self.method, bits=self.bits, bpw=bpw, bytes=model_bytes(self.model), ppl=r.ppl, bpb=r.bpb,
+                    kl=r.kl, kl_low=kl_low, kl_high=kl_high, floor=r.floor, flips=r.flips, skill=r.skill,
+                    skill_low=skill_low, skill_high=skill_high, **r.skills, seconds=self.seconds)
 
 def compare_methods(
     b:Bench,        # the float model and what it is measured on
@@ -89,7 +92,7 @@ def compare_methods(
 )->list:            # Rows; the float model first
     "Quantize the bench's model by every method at every width and measure each result"
     jobs = [(n,k,at_bits(s,k,group)) for k in bits for n,s in solvers(names).items()]
-    for l in {l.in_features for l in quantizable(b.model).values()}: groups(torch.zeros(1,l), group)
+    for i in {l.in_features for l in quantizable(b.model).values()}: groups(torch.zeros(1,i), group)
     rows = [Row('float', 16, b.model, evaluate(b,b.model), 0.)]
     for n,k,s in tqdm(jobs, desc='methods', unit='model', disable=None):
         t = time.perf_counter(); q = pipe(b.model, batches, quantize(s)); t = time.perf_counter()-t
@@ -103,7 +106,8 @@ def best_of(
 )->Row:        # the row with the least divergence
     "The best method at one width; ValueError if that width was not run"
     at = [r for r in rows if r.bits==bits]
-    if not at: raise ValueError(f'no model of {bits} bits was made; widths are {sorted({r.bits for r in rows if r.bits!=16})}')
+    made = sorted({r.bits for r in rows if r.bits!=16})
+    if not at: raise ValueError(f'no model of {bits} bits was made; widths are {made}')
     return min(at, key=lambda r: r.result.kl)
 
 @torch.no_grad()
@@ -116,8 +120,8 @@ def complete(
     from transformers import AutoTokenizer
     model, tok = load_model(folder), AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor([tok.encode(prompt)])
-    mask = torch.ones_like(ids)
-    return tok.decode(model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=tok.eos_token_id)[0])
+    how = dict(attention_mask=torch.ones_like(ids), pad_token_id=tok.eos_token_id, do_sample=False)
+    return tok.decode(model.generate(ids, max_new_tokens=tokens, **how)[0])
 
 def complete_elsewhere(
     folder:str|Path, # written by `save_model`
@@ -125,7 +129,8 @@ def complete_elsewhere(
     tokens:int=48,   # how much to write
 )->str:              # prompt and continuation
     "`complete` in a fresh Python process; RuntimeError with its last line if that fails"
-    code = 'import sys; from quantlab.recipes.main import complete; print(complete(sys.argv[1], sys.argv[2], int(sys.argv[3])), end="")'
+    code = 'import sys; from quantlab.recipes.main import complete; f,p,n = sys.argv[1:]; print(complete(f,p,int(n)))'
     p = subprocess.run([sys.executable, '-c', code, str(folder), prompt, str(tokens)], capture_output=True, text=True)
-    if p.returncode: raise RuntimeError(f'the saved model failed in a fresh process: {p.stderr.strip().splitlines()[-1]}')
-    return p.stdout
+    if p.returncode:
+        raise RuntimeError(f'the saved model failed in a fresh process: {p.stderr.strip().splitlines()[-1]}')
+    return p.stdout.removesuffix('\n')

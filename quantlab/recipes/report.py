@@ -17,7 +17,8 @@ from ..core import *
 # %% ../../nbs/recipes/02_report.ipynb #9f142f17
 def _picture(ax, alt):
     f = io.BytesIO(); ax.figure.savefig(f, format='png')
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(f.getvalue()).decode()}">'
+    data = base64.b64encode(f.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 def _table(rows):
     head, *body = Table(rows).text()
@@ -32,25 +33,33 @@ def pareto(
     rows:list, # summaries of a run, the float model first
 ):             # a matplotlib axes
     "Divergence against stored bits, one curve per method"
-    ax = axes('divergence from the float model at equal stored bits', 'stored bits per weight', 'KL, nats per token', log='y')
+    title = 'divergence from the float model at equal stored bits'
+    ax = axes(title, 'stored bits per weight', 'KL, nats per token', log='y')
     for n,style in zip(dict.fromkeys(r['method'] for r in rows[1:]), _STYLE*9):
         mine = sorted((r['bpw'],r['kl']) for r in rows if r['method']==n)
         curve(ax, *zip(*mine), style, n)
-    return curve(ax, [min(r['bpw'] for r in rows[1:]), max(r['bpw'] for r in rows[1:])], [rows[0]['floor']]*2, 'oracle', 'float model in 16 bits')
+    bpw = [r['bpw'] for r in rows[1:]]
+    return curve(ax, [min(bpw), max(bpw)], [rows[0]['floor']]*2, 'oracle', 'float model in 16 bits')
 
 def layer_figure(
     layers:dict, # method -> rows of `report`
 ):               # a matplotlib axes
     "Output error of every layer, in the order of the model"
     ax = axes('output error of each layer', 'layer, in order', 'relative output error', log='y')
-    for (n,rows),style in zip(layers.items(), _STYLE*9): curve(ax, range(len(rows)), [r['error'] for r in rows], style, n)
+    for (n,rows),style in zip(layers.items(), _STYLE*9):
+        curve(ax, range(len(rows)), [r['error'] for r in rows], style, n)
     return ax
 
 # %% ../../nbs/recipes/02_report.ipynb #7be1a120
 _CSS = '''body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1a1a1a}
-h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left}
+h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em}
+table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}
 pre{background:#f6f6f4;padding:1em;overflow-x:auto}img{max-width:100%}.wide{overflow-x:auto}'''
+_LEGEND = ('bpw: stored bits per quantized weight, scales and zero points included. kl: divergence from the float '
+           'model, nats per token; floor: the same for the float model computed in 16 bits. skill: share of '
+           'questions answered, with a 95% interval.')
 _SHOWN = 'method bits bpw bytes ppl bpb kl floor flips skill skill_low skill_high seconds'.split()
 
 def page(
@@ -65,11 +74,13 @@ def page(
     skills = [k for k in rows[0] if k in SKILLS]
     part = lambda h,*body: f'<h2>{html.escape(h)}</h2>'+''.join(body)
     wide = lambda t: f'<div class="wide">{t}</div>'
-    body = [f'<h1>{html.escape(title)}</h1>', part('Methods at equal stored bits', wide(_table([{k:r[k] for k in _SHOWN} for r in rows]))),
-            '<p>bpw: stored bits per quantized weight, scales and zero points included. kl: divergence from the float model, nats per token; '
-            'floor: the same for the float model computed in 16 bits. skill: share of questions answered, with a 95% interval.</p>', _picture(pareto(rows), 'divergence against bits')]
-    if skills: body.append(part('Skills', wide(_table([{k:r[k] for k in ('method','bits',*skills)} for r in rows]))))
-    body += [part('Error of each layer', _picture(layer_figure(layers), 'error of each layer'))]
+    pick = lambda keys: wide(_table([{k:r[k] for k in keys} for r in rows]))
+    body = [f'<h1>{html.escape(title)}</h1>', part('Methods at equal stored bits', pick(_SHOWN), f'<p>{_LEGEND}</p>'),
+            _picture(pareto(rows), 'divergence against bits')]
+    if skills: body.append(part('Skills', pick(('method','bits',*skills))))
+    body.append(part('Error of each layer', _picture(layer_figure(layers), 'error of each layer')))
     body += [part(f'Layers, {n}', wide(_table(l))) for n,l in layers.items()]
-    body += [part('What the saved model writes', f'<p>{html.escape(note)}</p>', f'<pre>{html.escape(sample)}</pre>'), part('Protocol', _table([protocol]))]
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_CSS}</style></head><body>{"".join(body)}</body></html>'
+    body.append(part('What the saved model writes', f'<p>{html.escape(note)}</p>', f'<pre>{html.escape(sample)}</pre>'))
+    body.append(part('Protocol', wide(_table([protocol]))))
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_CSS}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'
