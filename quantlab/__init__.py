@@ -3,7 +3,7 @@
 Modules:
 
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
-- `quantlab.bench.train_llama`: Train the small language model that every other notebook quantizes, on text found on the training machine and on generated skills.
+- `quantlab.bench.train_llama`: Train the small language model that the other notebooks quantize, on text found on the machine and generated skills.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
 - `quantlab.core.grid`: Cut a tensor into groups that share a scale, round through a step that has no slope, and store codes of any width without a wasted bit.
@@ -16,7 +16,7 @@ Modules:
 - `quantlab.core.stats`: What calibration remembers of a layer's inputs: their second moments, and nothing whose size grows with the data.
 - `quantlab.core.testbed`: A small language model that ships with the checkout, the text it never saw, and skills whose answers are known by construction.
 - `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized.
-- `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges taken from the extremes or searched.
+- `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges searched.
 - `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
 - `quantlab.ptq.rtn`: Give every weight the nearest level of its group's grid, and look at nothing else.
 - `quantlab.recipes.cli`: One program with a verb for each thing a user does; bad input is one clear line and exit code 2.

@@ -240,6 +240,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'quantlab.core.testbed.llama': ('core/testbed.html#llama', 'quantlab/core/testbed.py'),
                                        'quantlab.core.testbed.load_llama': ('core/testbed.html#load_llama', 'quantlab/core/testbed.py'),
                                        'quantlab.core.testbed.mean_nll': ('core/testbed.html#mean_nll', 'quantlab/core/testbed.py'),
+                                       'quantlab.core.testbed.quiet': ('core/testbed.html#quiet', 'quantlab/core/testbed.py'),
                                        'quantlab.core.testbed.skill_items': ('core/testbed.html#skill_items', 'quantlab/core/testbed.py'),
                                        'quantlab.core.testbed.skill_right': ('core/testbed.html#skill_right', 'quantlab/core/testbed.py'),
                                        'quantlab.core.testbed.skill_text': ('core/testbed.html#skill_text', 'quantlab/core/testbed.py'),

@@ -1,11 +1,12 @@
-"""Train the small language model that every other notebook quantizes, on text found on the training machine and on generated skills.
+"""Train the small language model that the other notebooks quantize, on text found on the machine and generated skills.
 
 Makes `data/llama`: a Llama of 7 million parameters, its tokenizer, and a record of where they came from.
 
     python -m quantlab.bench.train_llama --out data/llama
+    python -m quantlab.bench.train_llama --out trial --trial   # the same path in seconds, on the processor
 
-- The corpus is the Python source on the training machine: the standard library and the installed packages. Held-out modules
-  are left out, and so is every file that shares lines with one of them.
+- The corpus is the Python source on the training machine: the standard library and the installed packages. Held-out
+  modules are left out, and so is every file that shares lines with one of them.
 - A quarter of the windows are generated skills, none of which is asked in evaluation.
 - The record holds what was read, what was dropped, the loss curve, and what rounding does to the model.
 
@@ -379,7 +380,7 @@ def main(
     "Train the testbed and write it to a folder; prints what was measured"
     p = argparse.ArgumentParser(description='Train the embedded language model on one NVIDIA GPU')
     p.add_argument('--steps', type=int, default=Plan.steps, help='optimizer steps')
-    p.add_argument('--out', required=True, help='folder for checkpoint, tokenizer and provenance')
+    p.add_argument('--out', type=Path, required=True, help='folder for checkpoint, tokenizer and provenance')
     p.add_argument('--trial', action='store_true', help='a tiny model, four steps, on the processor')
     a = p.parse_args(args)
     if not a.trial and not torch.cuda.is_available():

@@ -16,11 +16,12 @@ Everything is a function of its seed; the global random state is neither read no
 
 # %% auto #0
 __all__ = ['SKILLS', 'held_out', 'held_out_name', 'stdlib', 'add2', 'add3', 'choice', 'skill_items', 'skill_text', 'data_dir',
-           'load_llama', 'llama', 'tiny_llama', 'known_held', 'held_text', 'held_tokens', 'held_hash',
+           'quiet', 'load_llama', 'llama', 'tiny_llama', 'known_held', 'held_text', 'held_tokens', 'held_hash',
            'bytes_per_token', 'mean_nll', 'skill_right', 'calibration']
 
 # %% ../../nbs/core/11_testbed.ipynb #08883e42
 import hashlib, json, os, random, string, sysconfig
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 import torch
@@ -164,16 +165,22 @@ def data_dir(
                             f'set `data` in settings.ini to the folder that holds {name!r}')
 
 # %% ../../nbs/core/11_testbed.ipynb #79b7ea08
+@contextmanager
+def quiet():
+    "Switch the progress bar of transformers off, and back to what it was"
+    from transformers.utils import logging
+    bar = logging.is_progress_bar_enabled(); logging.disable_progress_bar()
+    try: yield
+    finally:
+        if bar: logging.enable_progress_bar()
+
 def load_llama(
     path:Path, # a folder of config.json, model.safetensors and tokenizer.json
     dtype:torch.dtype=torch.float32, # of the weights in memory
 )->tuple:      # (LlamaForCausalLM in eval mode, PreTrainedTokenizerFast)
     "Load a Llama checkpoint and its tokenizer from `path`, without a progress bar"
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-    from transformers.utils import logging
-    bar = logging.is_progress_bar_enabled(); logging.disable_progress_bar()
-    try: model = LlamaForCausalLM.from_pretrained(path, dtype=dtype)
-    finally: bar and logging.enable_progress_bar()
+    with quiet(): model = LlamaForCausalLM.from_pretrained(path, dtype=dtype)
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(path)
 
 def llama(

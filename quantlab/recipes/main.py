@@ -13,6 +13,7 @@ __all__ = ['open_model', 'at_bits', 'solvers', 'Row', 'compare_methods', 'best_o
 
 # %% ../../nbs/recipes/01_main.ipynb #2489df86
 import re, subprocess, sys, time
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import torch
@@ -25,7 +26,8 @@ from ..bench.evaluate import Bench, Result, bench, evaluate
 def _from_transformers(name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        with nullcontext() if sys.stderr.isatty() else quiet():
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         return model.eval(), AutoTokenizer.from_pretrained(name)
     except Exception as e: # transformers raises many kinds; the first line of each says what is wrong
         why = (str(e).strip() or type(e).__name__).splitlines()[0]
@@ -92,7 +94,7 @@ def compare_methods(
 )->list:            # Rows; the float model first
     "Quantize the bench's model by every method at every width and measure each result"
     jobs = [(n,k,at_bits(s,k,group)) for k in bits for n,s in solvers(names).items()]
-    for i in {l.in_features for l in quantizable(b.model).values()}: groups(torch.zeros(1,i), group)
+    for i in sorted({l.in_features for l in quantizable(b.model).values()}): groups(torch.zeros(1,i), group)
     rows = [Row('float', 16, b.model, evaluate(b,b.model), 0.)]
     for n,k,s in tqdm(jobs, desc='methods', unit='model', disable=None):
         t = time.perf_counter(); q = pipe(b.model, batches, quantize(s)); t = time.perf_counter()-t
