@@ -1,6 +1,5 @@
-"The command line as a user meets it: in a process of its own, with bad input, and with models that are damaged."
+"The command line as a user meets it: in a process of its own, with bad input and damaged models"
 import json, os, subprocess, sys
-from pathlib import Path
 import pytest, torch
 from quantlab.core import llama, save_model, tiny_llama
 
@@ -8,7 +7,8 @@ def quantlab(*args, cwd):
     "Run the installed program; its exit code, standard output and standard error"
     code = 'import sys; from quantlab.recipes.cli import main; sys.exit(main())'
     env = {**os.environ, 'HF_HUB_OFFLINE':'1'}
-    p = subprocess.run([sys.executable, '-c', code, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, '-c', code, *args]
+    p = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     return p.returncode, p.stdout, p.stderr
 
 @pytest.fixture(scope='module')
@@ -36,10 +36,12 @@ BAD = {
     'cut file': (['run','--model','{cut}'], 'cannot be loaded'),
     'not a checkpoint': (['run','--model','{text}'], 'cannot be loaded'),
     'no weights': (['run','--model','{empty}'], 'cannot be loaded'),
-    'group': (['run','--model','{good}','--group','20'], 'group=20 does not divide the 32 input columns; use one of [1, 2, 4'),
+    'group': (['run','--model','{good}','--group','20'],
+              'group=20 does not divide the 32 input columns; use one of [1, 2, 4'),
     'width': (['run','--model','{good}','--group','16','--bits','9'], 'bits=9; an integer grid has 2 to 8 bits'),
     'not a number': (['run','--bits','four'], "bits='four'"),
-    'nan weights': (['run','--model','{nan}','--group','16'], 'model.layers.1.mlp.down_proj.weight of shape (32, 48) holds 1 NaN'),
+    'nan weights': (['run','--model','{nan}','--group','16'],
+                    'model.layers.1.mlp.down_proj.weight of shape (32, 48) holds 1 NaN'),
     'unknown option': (['run','--colour','red'], 'unrecognized arguments: --colour red'),
     'saved model missing': (['complete','nowhere','import'], 'nowhere'),
 }

@@ -371,7 +371,7 @@ def trial()->tuple: # plan, texts, config and device, as `build` takes them
     "The same job in small: a tiny model, some modules of the standard library, four steps on the processor"
     tiny = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
                 num_key_value_heads=1, head_dim=32)
-    texts = dict(list(stdlib(False).items())[::10]), {}, stdlib(True)
+    texts = dict(list(stdlib(False).items())[::20]), {}, stdlib(True)
     return Plan(steps=4, batch=4, length=64, lessons=20, measured=(4,1)), texts, model_config(**tiny), 'cpu'
 
 def main(
