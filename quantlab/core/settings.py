@@ -27,7 +27,7 @@ class Settings:
     calib_length:int=1024     # tokens in each of them
     eval_tokens:int=8192      # held-out tokens for perplexity and KL divergence
     eval_length:int=1024      # context length of that measurement
-    skill_items:int=24        # items per skill
+    skill_items:int=16        # items per skill
     seed:int=0                # seed of everything that draws at random
     group:int=64              # columns that share one scale
     bits:tuple=(4,3,2)        # bit-widths of the main job and of the league
