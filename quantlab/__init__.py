@@ -4,9 +4,11 @@ Modules:
 
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.train_llama`: Train the small language model that the other notebooks quantize, on text found on the machine and generated skills.
+- `quantlab.core.alloc`: Every unit of a model picks one of a few widths; together they must fit a budget and cost as little as possible.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
 - `quantlab.core.grid`: Cut a tensor into groups that share a scale, round through a step that has no slope, and store codes of any width without a wasted bit.
+- `quantlab.core.linalg`: Hadamard transforms, weighted clustering, low-rank factors in the metric of the inputs, and outliers planted on purpose.
 - `quantlab.core.method`: A technique registers itself in one line, and from then on it is found, listed, and held to the promises of its kind.
 - `quantlab.core.pipe`: A model goes in, a list of steps is applied to a copy of it, a quantized model comes out.
 - `quantlab.core.plot`: One size, one set of colours, one way to show a table, so that a reader compares methods and not styles.
