@@ -37,12 +37,13 @@ def inverse_factor(
 )->Float64[Tensor,"i i"]:    # U, upper triangular, with U.T@U the inverse of the damped H
     "Upper triangular factor of the inverse; ValueError if no damping up to 1 helps"
     eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
-    while damp<=1:
+    while True:
         L, info = torch.linalg.cholesky_ex(damped(H,damp).flip(0,1))
         if info==0: return torch.linalg.solve_triangular(L.flip(0,1), eye, upper=True)
-        damp = max(10*damp, 1e-8)
-    raise ValueError('H is not positive semidefinite, even with damping of its whole mean diagonal; '
-                     'calibrate this layer again')
+        if damp>=1:
+            raise ValueError('H is not positive semidefinite, even with its whole mean diagonal added; '
+                             'calibrate this layer again')
+        damp = min(1., max(10*damp, 1e-8))
 
 # %% ../../nbs/ptq/02_gptq.ipynb #690a7c74
 def gain(
