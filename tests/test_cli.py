@@ -1,7 +1,7 @@
 "The command line as a user meets it: in a process of its own, with bad input and damaged models"
 import json, os, subprocess, sys
-import pytest, torch
-from quantlab.core import llama, save_model, tiny_llama
+import pytest
+from quantlab.core import llama, tiny_llama
 
 def quantlab(*args, cwd):
     "Run the installed program; its exit code, standard output and standard error"

@@ -1,7 +1,7 @@
 """Every kernel equals its reference on awkward inputs, in Triton's interpreter or on the GPU."""
 import importlib, inspect
 from pathlib import Path
-import pytest, torch
+import pytest
 from torch import Tensor
 from quantlab.core.method import near, untouched
 from quantlab.kernels._launch import INTERPRET

@@ -1,5 +1,5 @@
 """From a model to a file and back: every registered solver, on a tiny Llama that nobody trained."""
-import json, subprocess, sys
+import subprocess, sys
 import pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from quantlab.core import *

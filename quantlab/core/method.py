@@ -24,7 +24,7 @@ import quantlab
 from .grid import groups
 from .plot import Table
 from .qtensor import QTensor, find_decoder, pack_parts
-from .stats import Stats, layer_error, stats_of
+from .stats import layer_error, stats_of
 
 # %% ../../nbs/core/06_method.ipynb #19f4b991
 def near(a, b, rtol, atol):

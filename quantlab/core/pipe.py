@@ -18,7 +18,6 @@ from fnmatch import fnmatch
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from jaxtyping import Float
 from tqdm.auto import tqdm
 from .qtensor import QTensor, stored_bits
 from .stats import layer_error

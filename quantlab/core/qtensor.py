@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 import torch
 from torch import Tensor
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .grid import pack, unpack

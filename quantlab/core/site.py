@@ -13,7 +13,6 @@ choose T."""
 __all__ = ['GROUPS', 'End', 'Site', 'fits', 'fuse', 'sites', 'fold_norms']
 
 # %% ../../nbs/core/08_site.ipynb #7a730245
-import copy
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ channels, whatever the number of tokens. Products are taken in float32 over shor
 __all__ = ['Stats', 'stats_of', 'layer_error']
 
 # %% ../../nbs/core/04_stats.ipynb #215fee68
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import torch
 from torch import Tensor
 from jaxtyping import Float, Float64

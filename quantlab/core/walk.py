@@ -16,9 +16,9 @@ __all__ = ['BLOCKS', 'blocks', 'linears', 'first_inputs', 'run_block', 'observe'
 # %% ../../nbs/core/07_walk.ipynb #0941fd74
 from typing import Iterator
 import torch
-from torch import Tensor, nn
+from torch import nn
 from .codec import finite
-from .stats import Stats, stats_of
+from .stats import stats_of
 
 # %% ../../nbs/core/07_walk.ipynb #d5038014
 BLOCKS = dict.fromkeys(('llama','mistral','qwen2','qwen3','gemma','gemma2','gemma3_text'), 'model.layers')

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import *
-from ..bench.evaluate import Bench, Result, bench, evaluate
+from ..bench.evaluate import Bench, Result, evaluate
 
 # %% ../../nbs/recipes/01_main.ipynb #e7e00ec0
 def _from_transformers(name):
