@@ -7,6 +7,7 @@ Modules:
 - `quantlab.core.alloc`: Every unit of a model picks one of a few widths; together they must fit a budget and cost as little as possible.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
+- `quantlab.core.contract`: What a number format and a weight solver promise, as checks that any registered method must pass and broken ones must fail.
 - `quantlab.core.grid`: Cut a tensor into groups that share a scale, round through a step that has no slope, and store codes of any width without a wasted bit.
 - `quantlab.core.linalg`: Hadamard transforms, weighted clustering, low-rank factors in the metric of the inputs, and outliers planted on purpose.
 - `quantlab.core.method`: A technique registers itself in one line, and from then on it is found, listed, and held to the promises of its kind.
