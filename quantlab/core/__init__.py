@@ -27,5 +27,6 @@ from .alloc import *
 from .linalg import *
 
 # %% ../../nbs/core/90_core.ipynb #990f9178
-_ROOM = 'settings grid qtensor codec stats plot method contract family walk site pipe checkpoint testbed alloc linalg'.split()
+_ROOM = ('settings grid qtensor codec stats plot method contract family walk site pipe checkpoint testbed alloc '
+         'linalg').split()
 __all__ = [n for m in _ROOM for n in sys.modules['quantlab.core.'+m].__all__]
