@@ -37,7 +37,8 @@ def expect_fail(
     else: raise AssertionError(f'{error.__name__} was not raised')
 
 # %% ../../nbs/core/06_method.ipynb #a89e41af
-KINDS = dict(codec='contract', solver='contract') # kind -> the core module that holds its checks, `<kind>_checks`
+KINDS = dict(codec='contract', solver='contract', op='outcome', tokenizer='outcome', score='outcome', export='outcome',
+             study='outcome') # kind -> the core module that holds its checks, `<kind>_checks`
 
 @dataclass(frozen=True)
 class Claim:
@@ -119,11 +120,13 @@ def is_value(
     assert copy.deepcopy(o)==o, 'a copy differs'
 
 # %% ../../nbs/core/06_method.ipynb #d344c1c2
-def _promises(m, known): # those of every kind, then those of its own
+def _contract(m): # the generator of checks of its kind
+    return getattr(importlib.import_module(f'quantlab.core.{KINDS[m.kind]}'), f'{m.kind}_checks')
+
+def _promises(m, known, contract): # those of every kind, then those of its own
     def is_a_value(): is_value(m.make())
     yield is_a_value
-    contract = importlib.import_module(f'quantlab.core.{KINDS[m.kind]}')
-    yield from getattr(contract, f'{m.kind}_checks')(m, known)
+    yield from contract(m, known)
 
 def _expected(f, reason):
     def fails():
@@ -136,20 +139,22 @@ def _expected(f, reason):
 # %% ../../nbs/core/06_method.ipynb #7c69e643
 def checks(
     m:Method,          # a registered technique
-    known:dict|None=None, # name -> Method, where its baselines are found
+    known:dict|None=None, # name -> Method, where its baselines are found; None takes the registered ones
+    contract:Callable|None=None, # (method, known) -> checks; None takes those of its kind
 ):                     # functions named after promises, which raise AssertionError
     "The contract of `m`, one function per promise"
-    known = methods() if known is None and m.baselines else known or {}
-    for f in _promises(m, known):
+    known = methods() if known is None else known
+    for f in _promises(m, known, contract or _contract(m)):
         yield _expected(f, m.xfail[f.__name__]) if f.__name__ in m.xfail else f
 
 def check(
     m:Method,          # a registered technique
-    known:dict|None=None, # name -> Method, where its baselines are found
+    known:dict|None=None, # name -> Method, where its baselines are found; None takes the registered ones
+    contract:Callable|None=None, # (method, known) -> checks; None takes those of its kind
 )->Table:              # one row per promise
     "Run the whole contract of `m`; AssertionError that lists what is broken"
     rows, broken = [], []
-    for f in checks(m, known):
+    for f in checks(m, known, contract):
         name = f.__name__
         try: f(); rows.append(dict(promise=name, kept='as expected, not' if name in m.xfail else 'yes'))
         except Exception as e: broken.append(f'{name}: {type(e).__name__}: {"".join(str(e).splitlines()[:1])}')
