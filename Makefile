@@ -1,4 +1,4 @@
-# make demo | test | lab | check | new | bench.  Nothing is needed beforehand but make and Python 3.11 or newer.
+# make demo | test | lab | check | new | evidence | league | bench.  Nothing is needed beforehand but make and Python 3.11 or newer.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ SHELL  := /bin/bash
 # one thread per process, so that sums have one order; without a GPU kernels run in Triton's interpreter
 QUIET  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test lab check new bench force
+.PHONY: help demo test lab check new evidence league bench force
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo 'make lab                                    open the notebooks'
 	@echo 'make new room=ptq name=mine paper=2210.17323  start a method from the template'
 	@echo 'make check [nb=nbs/ptq/05_mine.ipynb]       export, run and clean what changed, then the contract tests'
+	@echo 'make evidence                               measure the claims of all methods again, into data/evidence.jsonl'
+	@echo 'make league [kind=codec]                    compare all methods of a kind, into data/league.jsonl'
 	@echo 'make bench                                  measure the kernels on this machine'"'"'s GPU, into data/bench'
 
 # The environment, made again when its pins change: contents are compared, because nbdev-export rewrites the file as it is
@@ -48,7 +50,16 @@ check: $(READY)
 	@$(BIN)/nbdev-export
 	@$(if $(strip $(nb)),$(QUIET) TRITON_INTERPRET=1 $(BIN)/python tests/nbrun.py --save $(nb),echo 'no notebook has changed')
 	@$(BIN)/nbdev-clean
+	@$(BIN)/quantlab index >/dev/null
 	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_contract.py tests/test_hygiene.py tests/test_kernels.py
+
+evidence: $(READY)
+	@$(QUIET) $(BIN)/quantlab evidence
+	@$(BIN)/quantlab index >/dev/null
+
+kind ?= solver
+league: $(READY)
+	@$(QUIET) $(BIN)/quantlab league --kind $(kind)
 
 # with the Python that has a CUDA build of torch
 bench: PYTHON := $(or $(wildcard $(BIN)/python),$(PYTHON))

@@ -53,6 +53,13 @@ def test_modules_are_what_the_notebooks_export(generated):
 def test_notebooks_are_clean(generated):
     none(f'{short(b)}: run nbdev-clean' for b in BOOKS if not filecmp.cmp(b, generated/short(b), shallow=False))
 
+def test_index_pages_say_what_is_there():
+    from quantlab.recipes.index import room_page
+    rooms = sorted({b.parent for b in BOOKS if b.parent!=NBS and b.name!='00_index.ipynb'})
+    pages = {r:r/'00_index.ipynb' for r in rooms}
+    none(f"{short(p)}: run quantlab index" for r,p in pages.items()
+         if not p.is_file() or p.read_text("utf8")!=room_page(r))
+
 # notebooks
 
 @books

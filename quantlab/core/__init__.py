@@ -18,15 +18,25 @@ from .plot import *
 from .method import *
 from .contract import *
 from .family import *
+from .expand import *
 from .walk import *
+from .qlayer import *
 from .site import *
 from .pipe import *
 from .checkpoint import *
+from .stream import *
+from .skills import *
 from .testbed import *
-from .alloc import *
 from .linalg import *
+from .alloc import *
+from .curvature import *
+from .distill import *
+from .allocate import *
+from .cache import *
+from .kv import *
+from .reconstruct import *
 
 # %% ../../nbs/core/90_core.ipynb #990f9178
-_ROOM = ('settings grid qtensor codec stats plot method contract family walk site pipe checkpoint testbed alloc '
-         'linalg').split()
+_ROOM = ('settings grid qtensor codec stats plot method contract family expand walk qlayer site pipe '
+         'checkpoint stream skills testbed linalg alloc curvature distill allocate cache kv reconstruct').split()
 __all__ = [n for m in _ROOM for n in sys.modules['quantlab.core.'+m].__all__]

@@ -37,8 +37,9 @@ def expect_fail(
     else: raise AssertionError(f'{error.__name__} was not raised')
 
 # %% ../../nbs/core/06_method.ipynb #a89e41af
-KINDS = dict(codec='contract', solver='contract', op='outcome', tokenizer='outcome', score='outcome', export='outcome',
-             study='outcome') # kind -> the core module that holds its checks, `<kind>_checks`
+KINDS = dict(codec='contract', solver='contract', transform='mapping', cost='mixing', alloc='mixing',
+             cache='cache_contract', op='outcome', tokenizer='outcome', score='outcome', export='outcome', study='outcome',
+             **{'pass':'reconstruct'}) # kind -> the core module that holds its checks, `<kind>_checks`
 
 @dataclass(frozen=True)
 class Claim:
