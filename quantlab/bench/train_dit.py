@@ -134,7 +134,8 @@ def record_of(
     n = plan.measured[0]; (a,y), (b,_) = held(n, EASY, seed=2), held(n, EASY, seed=1)
     def at(l, i, e): return dict(step=i, loss=round(l[i:i+e].mean().item(), 5))
     def thin(l): e = max(1, len(l)//100); return [at(l, i, e) for i in range(0, len(l), e)]
-    return dict(plan=asdict(plan), scene=asdict(EASY), versions=versions(), curves=list(map(thin, losses)), steps=list(map(len, losses)),
+    return dict(plan=asdict(plan), scene=asdict(EASY), versions=versions(),
+        curves=list(map(thin, losses)), steps=list(map(len, losses)),
         parameters=sum(p.numel() for p in model.parameters()), images=sum(map(len, losses))*plan.batch,
         bits_per_weight={str(w):round(stored(model, w), 4) for w in WIDTHS if w<16}, sampler=sampler,
         floor={k:round(v, 4) for k,v in judge(net, a, y, b).items()}, results=graded(model, net, n, **sampler),
