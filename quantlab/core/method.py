@@ -38,8 +38,8 @@ def expect_fail(
 
 # %% ../../nbs/core/06_method.ipynb #a89e41af
 KINDS = dict(codec='contract', solver='contract', transform='mapping', cost='mixing', alloc='mixing',
-             cache='cache_contract', op='outcome', tokenizer='outcome', score='outcome', export='outcome', study='outcome',
-             **{'pass':'reconstruct'}) # kind -> the core module that holds its checks, `<kind>_checks`
+             cache='cache_contract', op='outcome', tokenizer='outcome', score='outcome', export='outcome',
+             study='outcome', **{'pass':'reconstruct'}) # kind -> the core module that holds its checks, `<kind>_checks`
 
 @dataclass(frozen=True)
 class Claim:

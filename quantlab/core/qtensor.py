@@ -53,11 +53,13 @@ def find_decoder(
 _DTYPES = {d:getattr(torch,d) for d in ('bool','uint8','int8','int16','int32','int64','float8_e4m3fn','float8_e5m2',
                                         'float16','bfloat16','float32','float64')}
 def _dtype(t): return str(t.dtype).removeprefix('torch.')
+def _natural(v): return isinstance(v,int) and not isinstance(v,bool) and 0<=v<2**63
 
 def _check_part(k, t, width):
     if _dtype(t) not in _DTYPES: raise ValueError(f'part {k!r} is {t.dtype}; use one of {", ".join(_DTYPES)}')
     if t.is_floating_point() and width!=8*t.element_size():
         raise ValueError(f'part {k!r} is {t.dtype} but claims {width} bits; convert it to the dtype that is stored')
+    if not (_natural(width) and 1<=width<=64): raise ValueError(f'part {k!r} has width {width!r}; give whole bits, 1 to 64')
     if t.dtype is torch.bool and width!=1: raise ValueError(f'part {k!r} is boolean but claims {width} bits; use 1')
 
 # %% ../../nbs/core/02_qtensor.ipynb #3d42ca07
@@ -88,7 +90,7 @@ class QTensor:
     @property
     def bpw(self)->float: # stored bits per weight
         "Stored bits per element of the decoded tensor"
-        return self.bits/math.prod(self.shape)
+        return self.bits/max(math.prod(self.shape),1)
 
     def __repr__(self):
         p = ', '.join(f'{k} {tuple(t.shape)}x{self.width[k]}' for k,t in self.parts.items())
@@ -159,7 +161,7 @@ def _flush(path): # to the disk, so that the name never survives a power cut wit
 
 # %% ../../nbs/core/02_qtensor.ipynb #b1ab7ec7
 def _header(name, q, key):
-    def part(k, t): return dict(key=key(name,k,t), shape=list(t.shape), dtype=_dtype(t), width=q.width[k])
+    def part(k, t): return dict(key=key(f'{name}.{k}',t,q.width[k]), shape=list(t.shape), dtype=_dtype(t), width=q.width[k])
     return dict(fmt=q.fmt, meta=q.meta, shape=list(q.shape), parts={k:part(k,t) for k,t in q.parts.items()})
 
 def save(
@@ -168,8 +170,12 @@ def save(
     note:dict|None=None, # anything JSON holds, kept in the header
 )->Path:                 # `path`
     "Write coded and plain tensors to one file, each part in its stored width; ValueError if two would have one name"
-    keys, data, qs = {}, {}, {}
-    def key(name, k, t): return keys.setdefault(id(t), f'{name}.{k}')
+    keys, owner, data, qs = {}, {}, {}, {}
+    def key(name, t, width): # parts that two tensors share have one name
+        n = keys.setdefault(id(t), name)
+        if owner.setdefault(n,(id(t),width))!=(id(t),width):
+            raise ValueError(f'{n!r} would name two stored parts, or one in two widths; rename a tensor')
+        return n
     for name,q in tensors.items():
         if isinstance(q,Tensor): continue
         qs[name] = _header(name, q, key)
@@ -177,16 +183,19 @@ def save(
     plain = {k:t.detach().cpu().contiguous() for k,t in tensors.items() if isinstance(t,Tensor)}
     for k in plain.keys() & data.keys():
         raise ValueError(f'{k!r} is a plain tensor and the name of a stored part; rename the tensor')
-    meta = dict(quantlab=json.dumps(dict(version=1, tensors=qs, note=note or {}), allow_nan=False))
-    return write_atomic(path, lambda p: save_file({**plain,**data}, p, meta))
+    if '__metadata__' in plain: raise ValueError("'__metadata__' is a reserved name; rename the tensor")
+    try:
+        meta = dict(quantlab=json.dumps(dict(version=1, tensors=qs, note=note or {}), allow_nan=False))
+        return write_atomic(path, lambda p: save_file({**plain,**data}, p, meta))
+    except (TypeError, RuntimeError) as e: # what JSON does not hold; tensors that share memory
+        raise ValueError(f'{path}: cannot be written ({" ".join(str(e).split())[:200]})') from e
 
 # %% ../../nbs/core/02_qtensor.ipynb #d59fa327
 _MOST = 4096 # decoded numbers per stored byte, and 4096 more: far above the 64 or so of the densest format known
 
-def _natural(v): return isinstance(v,int) and not isinstance(v,bool) and v>=0
-
 def _shape(s, what):
-    if not (isinstance(s,list) and all(map(_natural,s))): raise ValueError(f'the shape of {what} is {s!r}'[:200])
+    if not (isinstance(s,list) and len(s)<=64 and all(map(_natural,s))): # a product of more would take minutes
+        raise ValueError(f'the shape of {what} is {str(s)[:100]}')
     return tuple(s)
 
 def _room(p, what): # what the header says of a part -> shape, dtype, width, bytes
@@ -213,12 +222,14 @@ def _read(f, name, h, seen):
     tensors, width = {k:t for k,(t,_,_) in parts.items()}, {k:w for k,(_,w,_) in parts.items()}
     return QTensor(tensors, width, h['fmt'], h['meta'], shape)
 
-def _refuse(word): raise ValueError(f'its header holds {word}, which is not a number')
+def _refuse(word): raise ValueError(f'its header holds {word[:40]}, which is not a number')
+
+def _float(word): return v if math.isfinite(v:=float(word)) else _refuse(word) # 1e999 is infinity
 
 def _head(f): # the JSON that `save` put into an open file
     meta = (f.metadata() or {}).get('quantlab')
     if meta is None: raise ValueError('its header has no quantlab entry')
-    return json.loads(meta, parse_constant=_refuse)
+    return json.loads(meta, parse_constant=_refuse, parse_float=_float)
 
 def _load(f):
     head, seen = _head(f), {}
