@@ -59,7 +59,8 @@ def _check_part(k, t, width):
     if _dtype(t) not in _DTYPES: raise ValueError(f'part {k!r} is {t.dtype}; use one of {", ".join(_DTYPES)}')
     if t.is_floating_point() and width!=8*t.element_size():
         raise ValueError(f'part {k!r} is {t.dtype} but claims {width} bits; convert it to the dtype that is stored')
-    if not (_natural(width) and 1<=width<=64): raise ValueError(f'part {k!r} has width {width!r}; give whole bits, 1 to 64')
+    if not (_natural(width) and 1<=width<=64):
+        raise ValueError(f'part {k!r} has width {width!r}; give whole bits, 1 to 64')
     if t.dtype is torch.bool and width!=1: raise ValueError(f'part {k!r} is boolean but claims {width} bits; use 1')
 
 # %% ../../nbs/core/02_qtensor.ipynb #3d42ca07
@@ -161,7 +162,8 @@ def _flush(path): # to the disk, so that the name never survives a power cut wit
 
 # %% ../../nbs/core/02_qtensor.ipynb #b1ab7ec7
 def _header(name, q, key):
-    def part(k, t): return dict(key=key(f'{name}.{k}',t,q.width[k]), shape=list(t.shape), dtype=_dtype(t), width=q.width[k])
+    def part(k, t):
+        w = q.width[k]; return dict(key=key(f'{name}.{k}',t,w), shape=list(t.shape), dtype=_dtype(t), width=w)
     return dict(fmt=q.fmt, meta=q.meta, shape=list(q.shape), parts={k:part(k,t) for k,t in q.parts.items()})
 
 def save(
