@@ -43,7 +43,6 @@ def default_bed()->Bed: # the embedded language model, 1024 held-out tokens, 204
 
 def _plain(v): # a value that JSON holds, floats with four digits
     if isinstance(v,dict): return {str(k):_plain(x) for k,x in v.items()}
-    if isinstance(v,(list,tuple)): return [_plain(x) for x in v]
     return float(f'{v:.4g}') if isinstance(v,float) else v
 
 def _versions():

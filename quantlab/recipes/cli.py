@@ -137,10 +137,12 @@ def league(
     print(Table([dict({k:r.get(k,0.) for k in shown}, frontier='yes' if r in best else '') for r in rows]),
           f'recorded in {path}', sep='\n\n')
 
-def index():
+def index(
+    nbs:str=None, # folder of the rooms; that of the checkout if left out
+):
     "Write the index page of every room from what is registered.  Example: quantlab index"
     from quantlab.recipes.index import write_pages
-    for path in write_pages(): print(path)
+    for path in write_pages(Path(nbs) if nbs else None): print(path)
 
 def complete(
     model:str,       # folder written by quantlab run
