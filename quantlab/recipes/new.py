@@ -63,7 +63,9 @@ def new(
     paper = citation(paper); _checked(nbs, room, name)
     words = dict(my_room=room, my_name=name, MyName=class_name(name), my_paper=paper)
     book = json.loads((nbs/'_template.ipynb').read_text(encoding='utf8'))
-    for c in book['cells']: c['source'] = [re.sub('|'.join(words), lambda m: words[m[0]], l) for l in c['source']]
+    for c in book['cells']:
+        c['source'] = [re.sub('|'.join(words), lambda m: words[m[0]], l) for l in c['source']]
+        if c['cell_type']=='code': c['outputs'] = [] # those of the template are not its own
     used = [int(f.name[:2]) for f in (nbs/room).glob('[0-9][0-9]_*.ipynb')]
     text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True)+'\n'
     path = nbs/room/f'{max(used, default=0)+1:02d}_{name}.ipynb'
