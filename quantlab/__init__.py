@@ -5,6 +5,7 @@ Modules:
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.evidence`: What each paper claims, what was measured here, and a verdict that may not change unnoticed.
 - `quantlab.bench.league`: Every method of a kind under one protocol, compared at equal stored bits.
+- `quantlab.bench.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
 - `quantlab.bench.scores`: Three ways to say how far a damaged language model is from the one it was made of, and which question each of them answers.
 - `quantlab.bench.tasks`: Questions with one right answer: finding one fact among many at several context lengths, and choosing the true continuation.
 - `quantlab.bench.train_dit`: Train a network that draws images of a wanted class from noise, then a copy of it that needs four steps instead of many.
@@ -13,34 +14,20 @@ Modules:
 - `quantlab.bench.train_moe`: Train a small mixture of experts on four kinds of text, so that its experts have something to divide among themselves.
 - `quantlab.bench.train_vision`: Train the vision transformer and the residual network that other notebooks quantize, on images that are drawn while they train.
 - `quantlab.bench.widths`: What one more bit is worth, what a smaller group costs, and where the best of both lies when scales are paid for.
-- `quantlab.core.alloc`: Every unit of a model picks one of a few widths; together they must fit a budget and cost as little as possible.
-- `quantlab.core.allocate`: Each part of a model gets one of a few codings, so that all together fit a budget of stored bits.
-- `quantlab.core.attend`: Take a rotation off keys and put it on again, and let every query of a long call see the cache of its own moment.
-- `quantlab.core.cache`: What a model remembers of the tokens it has read, token by token in coded form, with every stored bit counted.
-- `quantlab.core.cache_contract`: What a cache promises, as checks that any registered cache must pass and broken ones must fail.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
 - `quantlab.core.contract`: What a number format and a weight solver promise, as checks that any registered method must pass and broken ones must fail.
 - `quantlab.core.curvature`: How fast the loss of a model rises when the weights of a layer move: products with its Hessian, its trace, its steepest direction, its Fisher diagonal.
-- `quantlab.core.degradation`: What a camera and a file do to an image: noise, blur, faint contrast and JPEG, each in five strengths.
 - `quantlab.core.distill`: How far a quantized part of a model is from the float one: in hidden states, in predictions, in attention.
-- `quantlab.core.ditbed`: A small transformer that turns noise into drawn images of a wanted class, the sampler that runs it, and two measures of what comes out.
 - `quantlab.core.expand`: Write every weight matrix of a model as a linear layer, so that calibration, rounding and saving meet one thing
 - `quantlab.core.family`: What must be known about a family of models to quantize it: where its blocks are, and what each layer of a block
 - `quantlab.core.grid`: Cut a tensor into groups that share a scale, round through a step that has no slope, and store codes of any width without a wasted bit.
-- `quantlab.core.images`: Pictures whose class is decided before they are drawn: one of four shapes filled with one of three textures, and everything else at random.
-- `quantlab.core.kv`: Any cache method inside any model, with `model.generate` as usual.
 - `quantlab.core.linalg`: Hadamard transforms, weighted clustering, low-rank factors in the metric of the inputs, and outliers planted on purpose.
-- `quantlab.core.mapping`: What a method that chooses invertible maps promises, as checks that any registered method must pass and broken
 - `quantlab.core.method`: A technique registers itself in one line, and from then on it is found, listed, and held to the promises of its kind.
-- `quantlab.core.mixing`: What a sensitivity and an allocation method promise, as checks that any registered method must pass and broken ones must fail.
-- `quantlab.core.motion`: The object of a drawn image moves along a line and bounces; where it is, is known exactly.
-- `quantlab.core.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
 - `quantlab.core.pipe`: A model goes in, a list of steps is applied to a copy of it, a quantized model comes out.
 - `quantlab.core.plot`: One size, one set of colours, one way to show a table, so that a reader compares methods and not styles.
 - `quantlab.core.qlayer`: A linear layer or a convolution that computes with a coded weight, and, if asked, with coded inputs.
 - `quantlab.core.qtensor`: A tensor in coded form: everything needed to rebuild it, with every stored bit counted, and nothing else.
-- `quantlab.core.reconstruct`: Train what a method leaves free in a block until the quantized block, fed with what quantized blocks produce, gives the outputs of the float one.
 - `quantlab.core.settings`: One file at the top of the checkout says where the data are and how large a calibration or an evaluation is.
 - `quantlab.core.site`: Places in a network where an invertible map and its inverse cancel, so that weights change and the function does
 - `quantlab.core.skills`: Text that was never trained on, and questions whose answers are known by construction.
@@ -48,24 +35,37 @@ Modules:
 - `quantlab.core.stats`: What calibration remembers of a layer's inputs: their second moments, and nothing whose size grows with the data.
 - `quantlab.core.stream`: Quantize a model that does not fit into memory, block by block from its files, and go on after a crash as if nothing had happened.
 - `quantlab.core.testbed`: Small language models that ship with the checkout, and windows of the text they never saw.
-- `quantlab.core.visionbed`: A vision transformer and a residual network that ship with the checkout, and what is needed to load, run and judge them.
 - `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized.
-- `quantlab.core.zoo`: One random model of every known family, small enough that a test can try all of them.
 - `quantlab.export.folder`: A quantized model as a folder that any safetensors reader opens, with a format that fits on one page.
 - `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges searched.
 - `quantlab.integer.dyadic`: Bring a 32-bit accumulator to the scale of an 8-bit result with one integer multiplication and one right shift.
+- `quantlab.kvcache.attend`: Take a rotation off keys and put it on again, and let every query of a long call see the cache of its own moment.
+- `quantlab.kvcache.cache`: What a model remembers of the tokens it has read, token by token in coded form, with every stored bit counted.
+- `quantlab.kvcache.contract`: What a cache promises, as checks that any registered cache must pass and broken ones must fail.
 - `quantlab.kvcache.kivi`: Give every channel of the keys and every token of the values its own scale, and keep the newest tokens as they are.
+- `quantlab.kvcache.kv`: Any cache method inside any model, with `model.generate` as usual.
+- `quantlab.mixed.alloc`: Every unit of a model picks one of a few widths; together they must fit a budget and cost as little as possible.
+- `quantlab.mixed.allocate`: Each part of a model gets one of a few codings, so that all together fit a budget of stored bits.
+- `quantlab.mixed.contract`: What a sensitivity and an allocation method promise, as checks that any registered method must pass and broken ones must fail.
 - `quantlab.mixed.direct`: Find out what a coding does to a layer by doing it: quantize one layer, look at the model's predictions, or at the layer's outputs, and put the layer back.
 - `quantlab.mixed.knapsack`: Given what each coding of each layer costs and stores, choose one for every layer: the exact way, the quick ways, and one for all.
 - `quantlab.ptq.adaround`: Decide for every weight whether it is rounded up or down by training that decision against the outputs of the float model.
 - `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
+- `quantlab.ptq.reconstruct`: Train what a method leaves free in a block until the quantized block, fed with what quantized blocks produce, gives the outputs of the float one.
 - `quantlab.ptq.rtn`: Give every weight the nearest level of its group's grid, and look at nothing else.
 - `quantlab.recipes.cli`: One program with a verb for each thing a user does; bad input is one clear line and exit code 2.
 - `quantlab.recipes.index`: One page a room, made from the notebooks and the registry, so that no list is kept by hand.
 - `quantlab.recipes.main`: Quantize a language model by several methods at several widths, compare them at equal stored bits, save the best, load it back and let it write.
 - `quantlab.recipes.new`: Copy the template of a method notebook into its room, under the next free number and its own name.
 - `quantlab.recipes.report`: One HTML file that holds the table, the figures and the per-layer errors of a run, and needs nothing else to be read.
+- `quantlab.testbeds.degradation`: What a camera and a file do to an image: noise, blur, faint contrast and JPEG, each in five strengths.
+- `quantlab.testbeds.diffusion`: A small transformer that turns noise into drawn images of a wanted class, the sampler that runs it, and two measures of what comes out.
+- `quantlab.testbeds.images`: Pictures whose class is decided before they are drawn: one of four shapes filled with one of three textures, and everything else at random.
+- `quantlab.testbeds.motion`: The object of a drawn image moves along a line and bounces; where it is, is known exactly.
+- `quantlab.testbeds.vision`: A vision transformer and a residual network that ship with the checkout, and what is needed to load, run and judge them.
+- `quantlab.testbeds.zoo`: One random model of every known family, small enough that a test can try all of them.
 - `quantlab.tokens.rvq`: Code a vector by a sum of entries from several small codebooks, each fitted to what the ones before it left over.
+- `quantlab.transforms.contract`: What a method that chooses invertible maps promises, as checks that any registered method must pass and broken
 - `quantlab.transforms.rotate`: Mix all channels by a random Hadamard matrix, so that no single one is large, and leave what the network computes"""
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 """What keeps the checkout readable: modules match their notebooks, imports go down, no file breaks the house rules."""
-import ast, filecmp, json, os, re, shutil, subprocess, sys
+import ast, filecmp, json, os, re, shutil, statistics, subprocess, sys
 from functools import cache
 from pathlib import Path
 import pytest
@@ -14,7 +14,7 @@ NBS = ROOT/'nbs'
 BOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 SECTIONS = ('Imports', 'Problem', 'Derivation', 'Smallest implementation', 'Brute force', 'The method', 'What it buys',
             'Where it does not help', 'In a chain', 'Pitfalls', 'References', 'Register')
-NOT_METHODS = {'core', 'bench', 'export', 'kernels', 'recipes'}
+NOT_METHODS = {'core', 'testbeds', 'bench', 'export', 'kernels', 'recipes'}
 
 def short(p): return str(Path(p).relative_to(ROOT))
 tree = cache(lambda p: ast.parse(p.read_text('utf8')))
@@ -100,6 +100,20 @@ def test_banned_imports_and_handlers():
         names = [a.name for a in n.names]+[getattr(n,'module',None)] if imported else []
         return 'pickle' if 'pickle' in names else None
     none(f'{short(p)}:{n.lineno} {bad(n)}' for p in CODE for n in ast.walk(tree(p)) if bad(n))
+
+def written(p): # code lines of a module: no blank line, comment, module docstring or list of names
+    body = [n for n in tree(p).body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+            and not (isinstance(n, ast.Assign) and isinstance(n.value, ast.List) and n.targets[0].id=='__all__')]
+    text = p.read_text('utf8').splitlines()
+    def first(n): return min([n.lineno, *(d.lineno for d in getattr(n,'decorator_list',()))])
+    return [l for n in body for l in text[first(n)-1:n.end_lineno] if l.strip() and l.strip()[0]!='#']
+
+def test_core_is_small(): # what every technique stands on has to fit in a head
+    core = [p for p in MODULES if p.parent.name=='core']
+    size = sum(len(written(p)) for p in core)
+    assert size<=2500, f'core has {size} lines of code; 2500 is the limit: move what one room needs into that room'
+    defs = [n for p in core for n in ast.walk(tree(p)) if isinstance(n, (ast.FunctionDef,ast.AsyncFunctionDef))]
+    assert statistics.median(n.end_lineno-n.lineno+1 for n in defs)<10
 
 def test_functions_are_short():
     kinds = ast.FunctionDef, ast.AsyncFunctionDef

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
-from quantlab.core.alloc import greedy, knapsack, lagrangian, lower_bound, tally
+from quantlab.mixed.alloc import greedy, knapsack, lagrangian, lower_bound, tally
 from quantlab.core.grid import groups, pack, unpack
 from quantlab.core.method import gen, methods, near
 from quantlab.core.qtensor import QTensor, load, load_note, pack_codes, pack_parts, save, stored_bits, unpack_codes

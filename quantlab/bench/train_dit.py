@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from jaxtyping import Float, Int as Ints
 from .train_llama import Plan, fit, save, versions
 from .train_vision import WIDTHS, coarse, stored, stream
-from ..core.images import Scene, fingerprint, held
-from ..core.ditbed import clean, fresh_dit, guided, judge, noised, sample, turn
-from ..core.visionbed import ResNet, fresh_resnet, restore
+from ..testbeds.images import Scene, fingerprint, held
+from ..testbeds.diffusion import clean, fresh_dit, guided, judge, noised, sample, turn
+from ..testbeds.vision import ResNet, fresh_resnet, restore
 
 # %% ../../nbs/bench/06_train_dit.ipynb #7784a2df
 EASY = Scene(hard=0.)   # what is drawn: no noise, no clutter, strong colours

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from jaxtyping import Float, Int as Ints
 from .train_llama import Plan, fit, save, versions
-from ..core.degradation import DEGRADE, degrade
-from ..core.images import Scene, fingerprint, held, pictures
-from ..core.visionbed import accuracy, fresh_resnet, fresh_vit, matrices
+from ..testbeds.degradation import DEGRADE, degrade
+from ..testbeds.images import Scene, fingerprint, held, pictures
+from ..testbeds.vision import accuracy, fresh_resnet, fresh_vit, matrices
 from ..formats.int import Int
 
 # %% ../../nbs/bench/05_train_vision.ipynb #33db006b

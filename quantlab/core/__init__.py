@@ -28,15 +28,10 @@ from .stream import *
 from .skills import *
 from .testbed import *
 from .linalg import *
-from .alloc import *
 from .curvature import *
 from .distill import *
-from .allocate import *
-from .cache import *
-from .kv import *
-from .reconstruct import *
 
 # %% ../../nbs/core/90_core.ipynb #990f9178
 _ROOM = ('settings grid qtensor codec stats plot method contract family expand walk qlayer site pipe '
-         'checkpoint stream skills testbed linalg alloc curvature distill allocate cache kv reconstruct').split()
+         'checkpoint stream skills testbed linalg curvature distill').split()
 __all__ = [n for m in _ROOM for n in sys.modules['quantlab.core.'+m].__all__]

@@ -37,9 +37,10 @@ def expect_fail(
     else: raise AssertionError(f'{error.__name__} was not raised')
 
 # %% ../../nbs/core/06_method.ipynb #a89e41af
-KINDS = dict(codec='contract', solver='contract', transform='mapping', cost='mixing', alloc='mixing',
-             cache='cache_contract', op='outcome', tokenizer='outcome', score='outcome', export='outcome',
-             study='outcome', **{'pass':'reconstruct'}) # kind -> the core module that holds its checks, `<kind>_checks`
+KINDS = dict(codec='core.contract', solver='core.contract', transform='transforms.contract', cost='mixed.contract',
+             alloc='mixed.contract', cache='kvcache.contract', op='bench.outcome', tokenizer='bench.outcome',
+             score='bench.outcome', export='bench.outcome', study='bench.outcome',
+             **{'pass':'ptq.reconstruct'}) # kind -> the module that holds its checks, `<kind>_checks`
 
 @dataclass(frozen=True)
 class Claim:
@@ -122,7 +123,7 @@ def is_value(
 
 # %% ../../nbs/core/06_method.ipynb #d344c1c2
 def _contract(m): # the generator of checks of its kind
-    return getattr(importlib.import_module(f'quantlab.core.{KINDS[m.kind]}'), f'{m.kind}_checks')
+    return getattr(importlib.import_module(f'quantlab.{KINDS[m.kind]}'), f'{m.kind}_checks')
 
 def _promises(m, known, contract): # those of every kind, then those of its own
     def is_a_value(): is_value(m.make())

@@ -23,7 +23,9 @@ from .new import ROOMS
 
 # %% ../../nbs/recipes/05_index.ipynb #9a111687
 ABOUT = dict(
-    core='The nouns, the arrows and the contracts.', formats='Number formats: rows of numbers to codes and back.',
+    core='The nouns, the arrows and what connects them.',
+    testbeds='Small models and seeded data on which every effect can be seen.',
+    formats='Number formats: rows of numbers to codes and back.',
     ptq='Solvers of weights after training, and reconstruction of blocks.',
     vq='Codebooks, lattices and trellises for weights.',
     transforms='Maps that leave the function of a model alone.', mixed='Which layer gets how many bits.',
@@ -33,7 +35,7 @@ ABOUT = dict(
     train='Training with low precision in the loop.', tokens='Tokenizers and codecs for images, sound and motion.',
     retrieval='Vector search and recommenders.', runtime='Where and when the parts of a model run.',
     audit='What quantization does to trust, safety and bias.',
-    bench='Testbeds, evaluation, the league and the evidence.',
+    bench='How the testbeds are trained, evaluation, the league and the evidence.',
     export='File formats that other programs read.', kernels='The shared Triton kernels, explained.',
     recipes='Whole pipelines and the command line.')
 

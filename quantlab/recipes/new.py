@@ -18,9 +18,9 @@ from ..core.method import methods
 from ..core.qtensor import write_atomic
 
 # %% ../../nbs/recipes/03_new.ipynb #5a0332e2
-ROOMS = ('core formats ptq vq transforms mixed kvcache integer vision diffusion moe ssm train tokens retrieval runtime '
-         'audit bench export recipes').split()
-METHOD_ROOMS = tuple(r for r in ROOMS if r not in ('core','bench','export','recipes'))
+ROOMS = ('core testbeds formats ptq vq transforms mixed kvcache integer vision diffusion moe ssm train tokens '
+         'retrieval runtime audit bench export recipes').split()
+METHOD_ROOMS = tuple(r for r in ROOMS if r not in ('core','testbeds','bench','export','recipes'))
 
 # %% ../../nbs/recipes/03_new.ipynb #a879b02f
 def class_name(

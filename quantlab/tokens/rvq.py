@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from jaxtyping import Float, Int
 from ..core import *
-from ..core.images import Scene, draw, render
+from ..testbeds.images import Scene, draw, render
 
 # %% ../../nbs/tokens/01_rvq.ipynb #58526068
 def patches(
