@@ -22,6 +22,7 @@ from .expand import *
 from .walk import *
 from .qlayer import *
 from .site import *
+from .solve import *
 from .pipe import *
 from .checkpoint import *
 from .stream import *
@@ -32,6 +33,6 @@ from .curvature import *
 from .distill import *
 
 # %% ../../nbs/core/90_core.ipynb #990f9178
-_ROOM = ('settings grid qtensor codec stats plot method contract family expand walk qlayer site pipe '
+_ROOM = ('settings grid qtensor codec stats plot method contract family expand walk qlayer site solve pipe '
          'checkpoint stream skills testbed linalg curvature distill').split()
 __all__ = [n for m in _ROOM for n in sys.modules['quantlab.core.'+m].__all__]

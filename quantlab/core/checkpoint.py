@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from .expand import expand
 from .pipe import qlayers, report
 from .qlayer import act_of, qlayer
 from .qtensor import QTensor, load, save, stored_bits, write_atomic
@@ -136,7 +137,7 @@ def load_model(
     for f in weight_files(path): tensors |= load(f)[0]
     coded = {n:q for n,q in tensors.items() if isinstance(q,QTensor)}
     layers = [n.removesuffix('.weight') for n in coded if not n.endswith('.act')]
-    _take_apart(model, layers)
+    _take_apart(model, layers, tensors)
     for n in layers: _place(model, n, coded.pop(f'{n}.weight',None), coded.pop(f'{n}.act',None), backend, path)
     plain = {k:t for k,t in tensors.items() if isinstance(t,Tensor)}
     missing, extra = model.load_state_dict(plain, strict=False)
@@ -146,10 +147,10 @@ def load_model(
         raise ValueError(f'{path}: the file lacks {missing[:3]}, has unknown {extra[:3]}; it belongs to another model')
     return model
 
-def _take_apart(model, names): # stacked matrices, if the file names layers that are hidden in a stack
-    from quantlab.core.expand import expand
+def _take_apart(model, coded, tensors): # stacked matrices, if the file names layers that are hidden in a stack
     here = {n for n,m in model.named_modules() if isinstance(m,(nn.Linear,nn.Conv2d))}
-    if not here.issuperset(names): expand(model)
+    plain = {k for k,t in tensors.items() if isinstance(t,Tensor)}
+    if not (here.issuperset(coded) and plain<=model.state_dict().keys()): expand(model)
 
 def _place(model, name, q, act, backend, path):
     try: old = model.get_submodule(name)

@@ -60,17 +60,13 @@ def _apart(m): # a fused stack as Experts
     return Experts([Expert(g, d, m.act_fn) for g,d in zip(m.gate_up_proj, m.down_proj)])
 
 # %% ../../nbs/core/13_expand.ipynb #15368758
-def _put(model, name, module): # replace a submodule
-    parent, _, leaf = name.rpartition('.')
-    setattr(model.get_submodule(parent), leaf, module)
-
 def expand(
     model:nn.Module, # a model of a known family, changed in place
 )->nn.Module:        # the same model, which computes the same
     "Turn every transposed or stacked matrix inside the blocks into linear layers"
     for n,b in blocks(model).items():
         for k,m in packed(b).items():
-            _put(model, f'{n}.{k}', _apart(m) if hasattr(m,'gate_up_proj') else _linear(m.weight.T, m.bias))
+            model.set_submodule(f'{n}.{k}', _apart(m) if hasattr(m,'gate_up_proj') else _linear(m.weight.T, m.bias))
     return model
 
 # %% ../../nbs/core/13_expand.ipynb #a033e5e9
@@ -103,4 +99,4 @@ def fuse_online(
     if T.ndim==2: fuse(replace(site, writers=()), T)
     else: layer.weight.data = fwht(layer.weight.data.double()*T).to(layer.weight.dtype) # W Tᵀ, for T is orthogonal
     name = next(n for n,m in model.named_modules() if m is layer)
-    _put(model, name, Online(layer, T.to(layer.weight.dtype)))
+    model.set_submodule(name, Online(layer, T.to(layer.weight.dtype)))

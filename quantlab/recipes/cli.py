@@ -26,23 +26,24 @@ def run(
     bits:str=None,               # widths of codes; those of settings.ini if left out
     group:int=None,              # columns that share a scale; that of settings.ini if left out
     out:str='out',               # folder for report.html, results.json and the saved model
-    calib:int=None,              # calibration sequences
-    tokens:int=None,             # held-out tokens of the evaluation
-    items:int=None,              # questions per skill
+    calib:int=None,              # calibration sequences; half those of settings.ini if left out
+    tokens:int=None,             # held-out tokens of the evaluation; those of settings.ini if left out
+    items:int=None,              # questions per skill; half those of settings.ini if left out
     prompt:str='def read_file(path):\n    """', # what the saved model continues
 ):
     "Quantize by several methods, compare at equal stored bits, save the best.  Example: quantlab run --bits '4 3'"
     from quantlab.core import settings, calibration
     from quantlab.bench.evaluate import bench
-    from quantlab.bench.league import compare_methods, solvers
+    from quantlab.bench.league import compare_methods, halves, solvers
     from quantlab.recipes.main import open_model
     s = settings(); group = s.group if group is None else group
     widths, names = _numbers('bits', bits) if bits else list(s.bits), methods.split()
     solvers(names) # a misspelt name is reported before anything is computed
     m, tok, name = open_model(model)
     _progress(f'{name}: {sum(p.numel() for p in m.parameters())/1e6:.1f}M parameters; measuring the float model')
-    batches = calibration(tok, calib or s.calib_sequences, s.calib_length, s.seed)
-    rows = compare_methods(bench(m, tok, name, tokens, items=items), batches, names, widths, group)
+    batches, some = calibration(tok, calib or halves()[0], s.calib_length, s.seed), halves()[1]
+    b = bench(m, tok, name, tokens, items=some if items is None else items)
+    rows = compare_methods(b, batches, names, widths, group)
     _finish(rows, tok, name, widths, group, Path(out), prompt)
 
 def _progress(text): print(text, file=sys.stderr, flush=True)
@@ -54,6 +55,7 @@ def _brief(rows):
     return Table([{k:r[k] for k in cols} for r in rows])
 
 def _finish(rows, tok, name, widths, group, out, prompt): # everything is computed: write it
+    from concurrent.futures import ThreadPoolExecutor
     from quantlab.core import report, save_model, write_atomic
     from quantlab.recipes.main import best_of, complete_elsewhere
     from quantlab.bench.league import pareto
@@ -61,13 +63,14 @@ def _finish(rows, tok, name, widths, group, out, prompt): # everything is comput
     width = 3 if 3 in widths else widths[0]
     best, summary = best_of(rows, width), [r.summary() for r in rows]
     folder = save_model(best.model, out/'model', tok, dict(model=name, method=best.method, bits=width, group=group))
-    sample = complete_elsewhere(folder, prompt)
-    layers, protocol = {r.method:report(r.model) for r in rows if r.bits==width}, vars(best.result.protocol)
-    note = f'{best.method} at {width} bits, read from disk by a fresh process'
+    with ThreadPoolExecutor(1) as pool: # a fresh process starts while the figures are drawn
+        text = pool.submit(complete_elsewhere, folder, prompt)
+        layers, protocol = {r.method:report(r.model) for r in rows if r.bits==width}, vars(best.result.protocol)
+        write_atomic(out/'pareto.png', lambda p: pareto(summary).figure.savefig(p, format='png'))
+    note, sample = f'{best.method} at {width} bits, read from disk by a fresh process', text.result()
     doc = page(f'{name} at {", ".join(map(str,widths))} bits', summary, layers, protocol, sample, note)
     results = json.dumps(dict(protocol=protocol, rows=summary, sample=sample), indent=1)
     write_atomic(out/'results.json', lambda p: Path(p).write_text(results))
-    write_atomic(out/'pareto.png', lambda p: pareto(summary).figure.savefig(p, format='png'))
     write_atomic(out/'report.html', lambda p: Path(p).write_text(doc, encoding='utf8'))
     print(_brief(summary), f'\nsaved {folder}: {note}; it writes\n\n{sample}\n\nreport: {out/"report.html"}', sep='\n')
 
@@ -76,16 +79,16 @@ def eval(
     model:str,           # folder or hub name of the model to measure
     reference:str=None,  # the float model it is compared with; the embedded one if left out
     tokens:int=None,     # held-out tokens
-    items:int=None,      # questions per skill
+    items:int=None,      # questions per skill; half those of settings.ini if left out
 ):
     "Measure a saved model against its float model.  Example: quantlab eval out/model"
     from quantlab.bench.evaluate import bench, evaluate
-    from quantlab.bench.league import Row
+    from quantlab.bench.league import Row, halves
     from quantlab.recipes.main import open_model
     (ref, tok, name), (m, _, label) = open_model(reference), open_model(model)
     if (have:=m.config.vocab_size)!=(want:=ref.config.vocab_size):
         raise ValueError(f'model={model!r} has {have} tokens, reference {name!r} {want}; give another --reference')
-    b = bench(ref, tok, name, tokens, items=items)
+    b = bench(ref, tok, name, tokens, items=halves()[1] if items is None else items)
     print(_brief([Row(n, '', x, evaluate(b,x), 0.).summary() for n,x in (('float',ref),(label,m))]))
 
 def methods(
@@ -124,18 +127,18 @@ def league(
     kind:str='solver', # which league
     names:str=None,    # methods of the kind, separated by spaces; all if left out
     bits:str=None,     # widths of codes; those of settings.ini if left out
-    out:str=None,      # file to write; league.jsonl of the data folder if left out
+    out:str=None,      # file to merge the rows into; league.jsonl of the data folder if left out
+    picture:str=None,  # file for the figure, PNG; none if left out
 ):
     "Compare all methods of a kind at equal stored bits and record it.  Example: quantlab league --kind codec"
-    from quantlab.bench.league import frontier, league, record
-    from quantlab.core import Table
+    from quantlab.core import write_atomic
+    from quantlab.bench.contests import figure, league, standing
+    from quantlab.bench.league import record, standings
     rows, protocol = league(kind, names.split() if names else None, tuple(_numbers('bits', bits)) if bits else None)
     path = record(kind, rows, protocol, Path(out) if out else None)
-    loss = 'gap' if kind=='codec' else 'kl'
-    best = frontier([r for r in rows if r['bits']!=16], loss=loss)
-    shown = ('method','bits','bpw',loss)
-    print(Table([dict({k:r.get(k,0.) for k in shown}, frontier='yes' if r in best else '') for r in rows]),
-          f'recorded in {path}', sep='\n\n')
+    rows = standings(kind, path)
+    if picture: write_atomic(Path(picture), lambda p: figure(kind, rows).figure.savefig(p, format='png'))
+    print(standing(kind, rows), f'recorded in {path}', sep='\n\n')
 
 def index(
     nbs:str=None, # folder of the rooms; that of the checkout if left out

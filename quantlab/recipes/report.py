@@ -13,7 +13,7 @@ __all__ = ['layer_figure', 'page']
 # %% ../../nbs/recipes/02_report.ipynb #47dd5fbe
 import base64, html, io
 from ..core import *
-from ..bench.league import STYLES, pareto
+from ..bench.league import baselines, looks, pareto
 
 # %% ../../nbs/recipes/02_report.ipynb #9f142f17
 def _picture(ax, alt):
@@ -33,8 +33,9 @@ def layer_figure(
 ):               # a matplotlib axes
     "Output error of every layer, in the order of the model"
     ax = axes('output error of each layer', 'layer, in order', 'relative output error', log='y')
-    for (n,rows),style in zip(layers.items(), STYLES*9):
-        curve(ax, range(len(rows)), [r['error'] for r in rows], style, n)
+    for n,look in looks(list(layers), baselines(list(layers))).items():
+        ax.plot([r['error'] for r in layers[n]], label=n, markersize=4, linewidth=1.5, **look)
+    ax.legend(fontsize=8, frameon=False)
     return ax
 
 # %% ../../nbs/recipes/02_report.ipynb #7be1a120
