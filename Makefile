@@ -32,7 +32,7 @@ $(READY): $(shell cmp -s pyproject.toml $(READY) || echo force)
 force:
 
 demo: $(READY)
-	@$(BIN)/quantlab run
+	@$(BIN)/quantlab run --calib 8 --items 8
 
 test: $(READY)
 	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest

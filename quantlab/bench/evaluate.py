@@ -134,7 +134,7 @@ def noise_floor(
 def _tokens(b, model): # nll, KL and flips of every token
     out = []
     for x,p in zip(b.ids.split(_BATCH), b.ref):
-        q = logprobs(model, x); kl, flip = paired(p, q)
+        q = p if model is b.model else logprobs(model, x); kl, flip = paired(p, q)
         out.append((-q.gather(-1, x[:,1:,None])[...,0], kl, flip.float()))
     return [torch.cat(t) for t in zip(*out)]
 

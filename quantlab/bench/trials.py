@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from ..core import *
 from .evaluate import Bench, bench, evaluate
-from .league import Row, at_bits, halves
+from .league import Row, at_bits
 from ..formats.int import Int
 from ..kvcache.kv import cache_for, kv
 from ..ptq.rtn import RTN
@@ -67,8 +67,7 @@ def solver_league(
     bed=None,    # (Bench, calibration batches); None the embedded model
 )->tuple:        # rows, the float model first, and the protocol
     "Every solver at every width on one bench"
-    calib, items = halves(); s = settings()
-    bed = bed or ground(s.eval_tokens, s.eval_length, items, (calib,s.calib_length,4))
+    s = settings(); bed = bed or ground(s.eval_tokens, s.eval_length, 8, (8,s.calib_length,4))
     jobs = [(m.name,k,o) for m in ms for k,o in _variants(m, bits, s.group)]
     rows = [_float(bed[0]), *(_row(bed, n, k, quantize(o)) for n,k,o in _watched(jobs))]
     return rows, terms(*bed)

@@ -26,23 +26,23 @@ def run(
     bits:str=None,               # widths of codes; those of settings.ini if left out
     group:int=None,              # columns that share a scale; that of settings.ini if left out
     out:str='out',               # folder for report.html, results.json and the saved model
-    calib:int=None,              # calibration sequences; half those of settings.ini if left out
+    calib:int=None,              # calibration sequences; those of settings.ini if left out
     tokens:int=None,             # held-out tokens of the evaluation; those of settings.ini if left out
-    items:int=None,              # questions per skill; half those of settings.ini if left out
+    items:int=None,              # questions per skill; those of settings.ini if left out
     prompt:str='def read_file(path):\n    """', # what the saved model continues
 ):
     "Quantize by several methods, compare at equal stored bits, save the best.  Example: quantlab run --bits '4 3'"
     from quantlab.core import settings, calibration
     from quantlab.bench.evaluate import bench
-    from quantlab.bench.league import compare_methods, halves, solvers
+    from quantlab.bench.league import compare_methods, solvers
     from quantlab.recipes.main import open_model
     s = settings(); group = s.group if group is None else group
     widths, names = _numbers('bits', bits) if bits else list(s.bits), methods.split()
     solvers(names) # a misspelt name is reported before anything is computed
     m, tok, name = open_model(model)
     _progress(f'{name}: {sum(p.numel() for p in m.parameters())/1e6:.1f}M parameters; measuring the float model')
-    batches, some = calibration(tok, calib or halves()[0], s.calib_length, s.seed), halves()[1]
-    b = bench(m, tok, name, tokens, items=some if items is None else items)
+    batches = calibration(tok, calib or s.calib_sequences, s.calib_length, s.seed)
+    b = bench(m, tok, name, tokens, items=items)
     rows = compare_methods(b, batches, names, widths, group)
     _finish(rows, tok, name, widths, group, Path(out), prompt)
 
@@ -79,16 +79,16 @@ def eval(
     model:str,           # folder or hub name of the model to measure
     reference:str=None,  # the float model it is compared with; the embedded one if left out
     tokens:int=None,     # held-out tokens
-    items:int=None,      # questions per skill; half those of settings.ini if left out
+    items:int=None,      # questions per skill; those of settings.ini if left out
 ):
     "Measure a saved model against its float model.  Example: quantlab eval out/model"
     from quantlab.bench.evaluate import bench, evaluate
-    from quantlab.bench.league import Row, halves
+    from quantlab.bench.league import Row
     from quantlab.recipes.main import open_model
     (ref, tok, name), (m, _, label) = open_model(reference), open_model(model)
     if (have:=m.config.vocab_size)!=(want:=ref.config.vocab_size):
         raise ValueError(f'model={model!r} has {have} tokens, reference {name!r} {want}; give another --reference')
-    b = bench(ref, tok, name, tokens, items=halves()[1] if items is None else items)
+    b = bench(ref, tok, name, tokens, items=items)
     print(_brief([Row(n, '', x, evaluate(b,x), 0.).summary() for n,x in (('float',ref),(label,m))]))
 
 def methods(
