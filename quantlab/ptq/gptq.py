@@ -75,7 +75,7 @@ def compensate(
 def sweep(
     W:Float[Tensor,"o i"],   # weights
     U:Float64[Tensor,"i i"], # from `inverse_factor`, columns in the order of `W`
-    codec:Codec,             # number format
+    codec,                   # its `block`, `code` and `value` are used
     params,                  # (current weights, first column of a run) -> (column of the run -> parameters)
     run:int,                 # columns between two matrix products, a multiple of the codec's block
 )->Integer[Tensor,"o m"]:    # codes
