@@ -59,7 +59,7 @@ def gain(
 def compensate(
     W:Float[Tensor,"o n"], # a run of columns
     G:Float[Tensor,"n n"], # their rows and columns of `gain`
-    codec:Codec,           # number format
+    codec,                 # its `block`, `code` and `value` are used
     at,                    # column -> parameters
 )->tuple:                  # codes [o,m], errors [o,n] at the moment of rounding
     "Round block after block inside a run of columns"
