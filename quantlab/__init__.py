@@ -2,17 +2,26 @@
 
 Modules:
 
+- `quantlab.bench.contests`: Every kind of method that can be ranked, with its protocol, its table and its figure.
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.evidence`: What each paper claims, what was measured here, and a verdict that may not change unnoticed.
-- `quantlab.bench.league`: Every method of a kind under one protocol, compared at equal stored bits.
+- `quantlab.bench.harness`: Let EleutherAI's lm-evaluation-harness ask a model of this package, float or quantized, questions that are made on the machine.
+- `quantlab.bench.league`: Several methods on one model under one protocol, compared at equal stored bits, and the results kept.
 - `quantlab.bench.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
 - `quantlab.bench.scores`: Three ways to say how far a damaged language model is from the one it was made of, and which question each of them answers.
 - `quantlab.bench.tasks`: Questions with one right answer: finding one fact among many at several context lengths, and choosing the true continuation.
-- `quantlab.bench.train_dit`: Train a network that draws images of a wanted class from noise, then a copy of it that needs four steps instead of many.
+- `quantlab.bench.testbeds`: What every embedded network is good for: its quality in full precision and rounded, what it took to train, and how long a useful evaluation takes.
+- `quantlab.bench.train_aligned`: Teach the embedded language model to say *unknown*, to refuse and to obey, by a change of low rank, and measure what rounding undoes.
+- `quantlab.bench.train_bert`: Train the small encoder on its five tasks at once, from examples that do not repeat, and measure what rounding does to it.
+- `quantlab.bench.train_detector`: Train the small detector whose robustness other notebooks study, on pictures that are drawn while it trains.
+- `quantlab.bench.train_dit`: Train a network that draws images of a wanted class from noise, a copy of it that needs four steps instead of many, and a network that draws clips of moving shapes.
 - `quantlab.bench.train_llama`: Train the small language model that the other notebooks quantize, on text found on the machine and generated skills.
 - `quantlab.bench.train_mamba`: Train a Mamba and a Mamba2 by scans that run over a sequence in parallel and compute what transformers computes step by step.
 - `quantlab.bench.train_moe`: Train a small mixture of experts on four kinds of text, so that its experts have something to divide among themselves.
 - `quantlab.bench.train_vision`: Train the vision transformer and the residual network that other notebooks quantize, on images that are drawn while they train.
+- `quantlab.bench.train_vlm`: Train the small model that answers questions about pictures and clips, on clips that are drawn while it trains.
+- `quantlab.bench.trials`: The same question, model, tokens and stored bits for every solver, every codec, every transform and every cache.
+- `quantlab.bench.velocity`: Noisy images and the velocities to be found in them, the mean of the weights along the way, and students that need half the steps of their teachers.
 - `quantlab.bench.widths`: What one more bit is worth, what a smaller group costs, and where the best of both lies when scales are paid for.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
@@ -31,13 +40,23 @@ Modules:
 - `quantlab.core.settings`: One file at the top of the checkout says where the data are and how large a calibration or an evaluation is.
 - `quantlab.core.site`: Places in a network where an invertible map and its inverse cancel, so that weights change and the function does
 - `quantlab.core.skills`: Text that was never trained on, and questions whose answers are known by construction.
+- `quantlab.core.solve`: Solve the layers of one block one after the other, several at a time, on several GPUs, or as Ray tasks: always the same bits.
 - `quantlab.core.source`: An architecture without numbers, and the numbers from its files, one tensor, one module or one block at a time.
 - `quantlab.core.stats`: What calibration remembers of a layer's inputs: their second moments, and nothing whose size grows with the data.
 - `quantlab.core.stream`: Quantize a model that does not fit into memory, block by block from its files, and go on after a crash as if nothing had happened.
 - `quantlab.core.testbed`: Small language models that ship with the checkout, and windows of the text they never saw.
 - `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized.
 - `quantlab.export.folder`: A quantized model as a folder that any safetensors reader opens, with a format that fits on one page.
+- `quantlab.formats.blocks`: Short blocks of tiny floats that share an 8-bit scale: a power of two for MX, an 8-bit float for NVFP4.
+- `quantlab.formats.fixed`: Whole numbers with a binary point at an agreed place, with the rounding and overflow of real hardware, exact to the last bit.
 - `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges searched.
+- `quantlab.formats.log`: Levels whose distance grows with their size: powers of two, powers of its root, and a grid of two logarithmic halves.
+- `quantlab.formats.minifloat`: Floating-point numbers of 3 to 8 bits: a sign, a few exponent bits, a few mantissa bits, and one scale per group.
+- `quantlab.formats.nf`: Levels at the quantiles of a bell curve, so that every code is used equally often, with zero as one of them.
+- `quantlab.formats.roots`: Two weights as one complex number, coded as 1, i, -1 or -i times a scale, and what is left over coded again.
+- `quantlab.formats.signs`: One bit, one trit, or two trits for a weight, with scales that are optimal in closed form.
+- `quantlab.formats.snr`: What every number format loses on four kinds of numbers, at the bits it really stores, and how far that is from what any code could do.
+- `quantlab.formats.tables`: Let the numbers choose the levels: a small table for a row or for the whole tensor, and an index for each number.
 - `quantlab.integer.dyadic`: Bring a 32-bit accumulator to the scale of an 8-bit result with one integer multiplication and one right shift.
 - `quantlab.kvcache.attend`: Take a rotation off keys and put it on again, and let every query of a long call see the cache of its own moment.
 - `quantlab.kvcache.cache`: What a model remembers of the tokens it has read, token by token in coded form, with every stored bit counted.
@@ -50,19 +69,41 @@ Modules:
 - `quantlab.mixed.direct`: Find out what a coding does to a layer by doing it: quantize one layer, look at the model's predictions, or at the layer's outputs, and put the layer back.
 - `quantlab.mixed.knapsack`: Given what each coding of each layer costs and stores, choose one for every layer: the exact way, the quick ways, and one for all.
 - `quantlab.ptq.adaround`: Decide for every weight whether it is rounded up or down by training that decision against the outputs of the float model.
+- `quantlab.ptq.awq`: Make the weights that meet large inputs larger before rounding and the inputs smaller by as much, so that these weights are rounded finely.
 - `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
+- `quantlab.ptq.hqq`: Choose each group's zero point without any data, so that many weights are hit exactly and a few large ones may be missed.
+- `quantlab.ptq.pb_llm`: Keep a few important weights in 8 bits, store nothing but the sign of all others, and pay for saying which is which.
+- `quantlab.ptq.ptqtp`: Write every group of weights as the sum of two scaled planes of -1, 0 and 1, found without data by regression and nearest choice in turn.
+- `quantlab.ptq.quantease`: Round one column after another to its exact optimum given all the others, and go round again until no single weight wants to move.
 - `quantlab.ptq.reconstruct`: Train what a method leaves free in a block until the quantized block, fed with what quantized blocks produce, gives the outputs of the float one.
 - `quantlab.ptq.rtn`: Give every weight the nearest level of its group's grid, and look at nothing else.
+- `quantlab.ptq.squeezellm`: Give every row of a weight matrix the few values that hurt the model's loss least, and keep the handful of weights that fit no such value apart.
+- `quantlab.ptq.zeroquant_v2`: Quantize a weight matrix by any method, then store a small low-rank matrix beside it that takes back part of the error.
 - `quantlab.recipes.cli`: One program with a verb for each thing a user does; bad input is one clear line and exit code 2.
 - `quantlab.recipes.index`: One page a room, made from the notebooks and the registry, so that no list is kept by hand.
 - `quantlab.recipes.main`: Quantize a language model by several methods at several widths, compare them at equal stored bits, save the best, load it back and let it write.
 - `quantlab.recipes.new`: Copy the template of a method notebook into its room, under the next free number and its own name.
 - `quantlab.recipes.report`: One HTML file that holds the table, the figures and the per-layer errors of a run, and needs nothing else to be read.
+- `quantlab.testbeds.aligned`: The language model that ships with the checkout after a fine-tuning that made it say *unknown*, refuse marked requests and follow simple instructions.
+- `quantlab.testbeds.audio`: Speech made of phones and speakers that are known and independent, as sound, as mel frames, as bottleneck frames and as latents.
+- `quantlab.testbeds.bert`: A bidirectional encoder that ships with the checkout, under a head for each task of the sentences.
+- `quantlab.testbeds.bodies`: Landmarks of signers seen by cameras and of faces that feel and speak, where class, person, camera and emotion are known apart.
 - `quantlab.testbeds.degradation`: What a camera and a file do to an image: noise, blur, faint contrast and JPEG, each in five strengths.
-- `quantlab.testbeds.diffusion`: A small transformer that turns noise into drawn images of a wanted class, the sampler that runs it, and two measures of what comes out.
+- `quantlab.testbeds.detector`: A small convolutional network that finds one to three shapes in a picture, and a measure of detectors that is proved against brute force.
+- `quantlab.testbeds.diffusion`: A small transformer that turns noise into drawn images of a wanted class, and the sampler that runs it.
+- `quantlab.testbeds.gaits`: Stick figures that walk, run, hop, wave and squat as a caption says, each in its own way.
 - `quantlab.testbeds.images`: Pictures whose class is decided before they are drawn: one of four shapes filled with one of three textures, and everything else at random.
+- `quantlab.testbeds.items`: Made-up groups and what is typical of them, requests to do or to refuse, and simple instructions, all generated.
+- `quantlab.testbeds.logs`: A shop whose items have attributes and embeddings, and users whose next item follows a law that is known.
 - `quantlab.testbeds.motion`: The object of a drawn image moves along a line and bounces; where it is, is known exactly.
+- `quantlab.testbeds.proteins`: Chains of N, CA and C atoms with exact bonds, folded by helices, strands and loops, and sequences that say something about the fold.
+- `quantlab.testbeds.quality`: A distance between samples and drawn images in the features of a classifier, how often the wanted class is seen, and the same for clips by arithmetic.
+- `quantlab.testbeds.robots`: A robot hand visits waypoints, opening and closing its gripper; once as a simulator would have it, once with the lag, noise and tremor of a machine.
+- `quantlab.testbeds.sentences`: Four tasks of sentence classification and one of finding a span, all generated, and the words they are made of.
+- `quantlab.testbeds.things`: Up to four things in one picture or clip, each with a shape, a colour, a filling and a place that are known exactly.
+- `quantlab.testbeds.vectors`: Vectors with known spectra, clusters, attributes, queries and defects, for search, clustering and the detection of anomalies.
 - `quantlab.testbeds.vision`: A vision transformer and a residual network that ship with the checkout, and what is needed to load, run and judge them.
+- `quantlab.testbeds.vlm`: An eye of a few layers puts what it sees in front of the words of a small Llama, which answers questions about pictures and clips.
 - `quantlab.testbeds.zoo`: One random model of every known family, small enough that a test can try all of them.
 - `quantlab.tokens.rvq`: Code a vector by a sum of entries from several small codebooks, each fitted to what the ones before it left over.
 - `quantlab.transforms.contract`: What a method that chooses invertible maps promises, as checks that any registered method must pass and broken
