@@ -52,7 +52,9 @@ Modules:
 - `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges searched.
 - `quantlab.formats.log`: Levels whose distance grows with their size: powers of two, powers of its root, and a grid of two logarithmic halves.
 - `quantlab.formats.minifloat`: Floating-point numbers of 3 to 8 bits: a sign, a few exponent bits, a few mantissa bits, and one scale per group.
+- `quantlab.formats.minifloats_fpga`: Which of all formats of 3 to 8 bits loses least per stored bit, and which per look-up table of the circuit that multiplies and adds.
 - `quantlab.formats.nf`: Levels at the quantiles of a bell curve, so that every code is used equally often, with zero as one of them.
+- `quantlab.formats.olive`: Numbers are coded in pairs; beside a number too large for the grid its neighbour is given up, and the neighbour's slot says so.
 - `quantlab.formats.roots`: Two weights as one complex number, coded as 1, i, -1 or -i times a scale, and what is left over coded again.
 - `quantlab.formats.signs`: One bit, one trit, or two trits for a weight, with scales that are optimal in closed form.
 - `quantlab.formats.snr`: What every number format loses on four kinds of numbers, at the bits it really stores, and how far that is from what any code could do.
@@ -71,8 +73,10 @@ Modules:
 - `quantlab.ptq.adaround`: Decide for every weight whether it is rounded up or down by training that decision against the outputs of the float model.
 - `quantlab.ptq.awq`: Make the weights that meet large inputs larger before rounding and the inputs smaller by as much, so that these weights are rounded finely.
 - `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
+- `quantlab.ptq.gsq`: Give every weight a lottery over the levels of its grid, let the output error of the layer bend the odds, cool it down, and keep the likeliest level.
 - `quantlab.ptq.hqq`: Choose each group's zero point without any data, so that many weights are hit exactly and a few large ones may be missed.
 - `quantlab.ptq.pb_llm`: Keep a few important weights in 8 bits, store nothing but the sign of all others, and pay for saying which is which.
+- `quantlab.ptq.ptq161`: Keep the fifth of the input channels that fire hardest in 4 bits, store only signs of all others, and fit one factor for each row and each column to the outputs.
 - `quantlab.ptq.ptqtp`: Write every group of weights as the sum of two scaled planes of -1, 0 and 1, found without data by regression and nearest choice in turn.
 - `quantlab.ptq.quantease`: Round one column after another to its exact optimum given all the others, and go round again until no single weight wants to move.
 - `quantlab.ptq.reconstruct`: Train what a method leaves free in a block until the quantized block, fed with what quantized blocks produce, gives the outputs of the float one.
