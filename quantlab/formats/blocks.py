@@ -83,7 +83,8 @@ def mx_rows(parts, meta): # E8M0 scales
 @decoder
 def nv_rows(parts, meta): # E4M3 scales times one float32
     s = parts['scale'].float()*parts['tensor']
-    return from_codes(parts['codes'].reshape(len(s),-1), 2, 1)*s
+    x = from_codes(parts['codes'].reshape(len(s),-1), 2, 1)*s
+    return x.clamp(-3.4028234e38, 3.4028234e38) # the largest float32, where a code stands for more
 
 # %% ../../nbs/formats/03_blocks.ipynb #e9634353
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class NVFP4:
             least = torch.minimum(e, least)
         return best
     def code(self, x, p): return to_codes(x/(p['scale']*p['tensor']), 2, 1)
-    def value(self, c, p): return from_codes(c, 2, 1)*(p['scale']*p['tensor'])
+    def value(self, c, p): return (from_codes(c, 2, 1)*(p['scale']*p['tensor'])).clamp(-3.4028234e38, 3.4028234e38)
     def store(self, c, p, shape):
         t = p['tensor'].max()
         scale = e4m3(p['scale']*(p['tensor']/t)).to(torch.float8_e4m3fn)

@@ -75,7 +75,8 @@ def signed(
 @decoder
 def fixed_rows(parts, meta): # a fraction length for each row
     F = parts['fraction'].float()-128
-    return torch.ldexp(signed(parts['codes'].reshape(len(F),-1), meta['word']), -F)
+    x = torch.ldexp(signed(parts['codes'].reshape(len(F),-1), meta['word']), -F)
+    return x.clamp(-3.4028234e38, 3.4028234e38) # the largest float32, where a word stands for more
 
 # %% ../../nbs/formats/07_fixed.ipynb #a428a4ed
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Fixed:
     def code(self, x, p):
         h = 2**(self.bits-1)
         return words(torch.ldexp(x,p['fraction']).round().clamp(-h,h-1), self.bits)
-    def value(self, c, p): return torch.ldexp(signed(c,self.bits), -p['fraction'])
+    def value(self, c, p): return torch.ldexp(signed(c,self.bits), -p['fraction']).clamp(-3.4028234e38, 3.4028234e38)
     def store(self, c, p, shape):
         parts = dict(codes=c.reshape(shape), fraction=(p['fraction']+128).to(torch.uint8))
         return QTensor(parts, dict(codes=self.bits, fraction=8), fixed_rows.fmt, dict(word=self.bits), tuple(shape))
