@@ -1022,6 +1022,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'quantlab/formats/minifloat.py'),
                                             'quantlab.formats.minifloat.ratio': ( 'formats/minifloat.html#ratio',
                                                                                   'quantlab/formats/minifloat.py'),
+                                            'quantlab.formats.minifloat.saturated': ( 'formats/minifloat.html#saturated',
+                                                                                      'quantlab/formats/minifloat.py'),
                                             'quantlab.formats.minifloat.to_codes': ( 'formats/minifloat.html#to_codes',
                                                                                      'quantlab/formats/minifloat.py')},
             'quantlab.formats.minifloats_fpga': { 'quantlab.formats.minifloats_fpga.FpgaStudy': ( 'formats/minifloats_fpga.html#fpgastudy',

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from jaxtyping import Float
 from ..core import *
-from .minifloat import Minifloat, finite_magnitudes, from_codes, ratio, to_codes
+from .minifloat import Minifloat, finite_magnitudes, from_codes, ratio, saturated, to_codes
 
 # %% ../../nbs/formats/03_blocks.ipynb #e00c3fe1
 def shared_exponent(
@@ -84,7 +84,7 @@ def mx_rows(parts, meta): # E8M0 scales
 def nv_rows(parts, meta): # E4M3 scales times one float32
     s = parts['scale'].float()*parts['tensor']
     x = from_codes(parts['codes'].reshape(len(s),-1), 2, 1)*s
-    return x.clamp(-3.4028234e38, 3.4028234e38) # the largest float32, where a code stands for more
+    return saturated(x)
 
 # %% ../../nbs/formats/03_blocks.ipynb #e9634353
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class NVFP4:
             least = torch.minimum(e, least)
         return best
     def code(self, x, p): return to_codes(x/(p['scale']*p['tensor']), 2, 1)
-    def value(self, c, p): return (from_codes(c, 2, 1)*(p['scale']*p['tensor'])).clamp(-3.4028234e38, 3.4028234e38)
+    def value(self, c, p): return saturated(from_codes(c, 2, 1)*(p['scale']*p['tensor']))
     def store(self, c, p, shape):
         t = p['tensor'].max()
         scale = e4m3(p['scale']*(p['tensor']/t)).to(torch.float8_e4m3fn)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from jaxtyping import Float, UInt8
 from ..core import *
-from .minifloat import ratio
+from .minifloat import ratio, saturated
 
 # %% ../../nbs/formats/07_fixed.ipynb #82414a64
 ROUND = dict(even=torch.round, up=lambda u: torch.floor(u+.5), down=torch.floor, zero=torch.trunc)
@@ -76,7 +76,7 @@ def signed(
 def fixed_rows(parts, meta): # a fraction length for each row
     F = parts['fraction'].float()-128
     x = torch.ldexp(signed(parts['codes'].reshape(len(F),-1), meta['word']), -F)
-    return x.clamp(-3.4028234e38, 3.4028234e38) # the largest float32, where a word stands for more
+    return saturated(x)
 
 # %% ../../nbs/formats/07_fixed.ipynb #a428a4ed
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Fixed:
     def code(self, x, p):
         h = 2**(self.bits-1)
         return words(torch.ldexp(x,p['fraction']).round().clamp(-h,h-1), self.bits)
-    def value(self, c, p): return torch.ldexp(signed(c,self.bits), -p['fraction']).clamp(-3.4028234e38, 3.4028234e38)
+    def value(self, c, p): return saturated(torch.ldexp(signed(c,self.bits), -p['fraction']))
     def store(self, c, p, shape):
         parts = dict(codes=c.reshape(shape), fraction=(p['fraction']+128).to(torch.uint8))
         return QTensor(parts, dict(codes=self.bits, fraction=8), fixed_rows.fmt, dict(word=self.bits), tuple(shape))
