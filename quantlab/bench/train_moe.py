@@ -76,16 +76,19 @@ def gather(
 def stored(
     path:Path|None, # file for the streams; None makes them anew
     make,           # function of no argument that returns streams and record
+    length:int,     # of the windows that `make` prepares
 )->tuple:           # streams, record
-    "Streams from `path`, or made and written to it"
+    "Streams from `path`, or made and written to it; ValueError if the file was made for windows of another length"
     from safetensors import safe_open
     from safetensors.torch import save_file
     if path is None or not Path(path).exists():
         streams, record = make()
         flat = {f'{d}.{k}':v for d,s in streams.items() for k,v in s.items()}
-        if path is not None: save_file(flat, path, metadata=dict(record=json.dumps(record)))
+        if path is not None: save_file(flat, path, metadata=dict(record=json.dumps(record), length=str(length)))
         return streams, record
     with safe_open(path, 'pt') as f:
+        if (n:=f.metadata()['length'])!=str(length):
+            raise ValueError(f'{path} was made for windows of {n} tokens, and this model reads {length}; give another file')
         return ({d:{k:f.get_tensor(f'{d}.{k}') for k in ('ids','weight','starts')} for d in DOMAINS},
                 json.loads(f.metadata()['record']))
 
@@ -209,7 +212,7 @@ def build(
 )->dict:               # the record
     "Train the testbed, measure it, and write it to `out`"
     from transformers import Qwen2MoeForCausalLM
-    tok = tokenizer(); streams, data = stored(tokens, lambda: gather(texts, plan, tok)); t0 = time.time()
+    tok = tokenizer(); streams, data = stored(tokens, lambda: gather(texts, plan, tok), plan.length); t0 = time.time()
     model = fresh(Qwen2MoeForCausalLM, config, plan.seed).to(device).train()
     loss = torch.compile(moe_loss, dynamic=False) if device=='cuda' else moe_loss
     losses = fit(model, blend(streams, plan, device), plan, loss); model.set_experts_implementation('eager')

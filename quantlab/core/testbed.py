@@ -4,8 +4,8 @@ The ground on which methods are measured, with nothing to download.
 
 - `llama` loads the language model and its tokenizer from the data folder, in well under a second; `moe`, `mamba2` and
   `mamba` load a mixture of experts and two state-space models that share its tokenizer.
-- They are not equals. `llama` and `moe` do nearly all skills; `mamba2` does sums and choices and recalls little; `mamba` is
-  undertrained and has nearly no skills, so methods on it are judged by perplexity.
+- They are not equals. `llama` and `moe` do nearly all skills; `mamba2` does short sums, chains and choices
+  and recalls from short stores; `mamba` has learned only choices, so methods on it are judged by perplexity.
 - `held_tokens` cuts windows from modules of the Python standard library that neither training nor calibration may read.
 - `calibration` draws token windows from the other modules, and from skills that are not kept back.
 - `domain_tokens` gives windows of one of four domains, so that a mixture of experts can be asked who does what.
@@ -95,13 +95,13 @@ def moe(
 def mamba2(
     dtype:torch.dtype=torch.float32, # of the weights in memory
 )->tuple: # (Mamba2ForCausalLM in eval mode, PreTrainedTokenizerFast)
-    "The embedded state-space model with one decay a head, and its tokenizer; it does sums and choices, recalls little"
+    "The embedded state-space model with one decay a head, and its tokenizer; it has half the skills"
     return load_bed(data_dir('mamba2'), dtype), tokenizer()
 
 def mamba(
     dtype:torch.dtype=torch.float32, # of the weights in memory
 )->tuple: # (MambaForCausalLM in eval mode, PreTrainedTokenizerFast)
-    "An undertrained state-space model with a decay a channel and state, and its tokenizer; nearly no skills"
+    "The embedded state-space model with a decay a channel and state, and its tokenizer; one skill of seven"
     return load_bed(data_dir('mamba'), dtype), tokenizer()
 
 # %% ../../nbs/core/14_testbed.ipynb #18a8f9a9

@@ -100,7 +100,7 @@ class Look(nn.Module):
 class Vlm(nn.Module):
     "An eye in front of a Llama"
     def __init__(self,
-        hidden:int=96,   # width of both
+        hidden:int=64,   # width of both
         layers:int=4,    # of the Llama
         looks:int=2,     # blocks of the eye
     ):
@@ -147,7 +147,7 @@ def prompt(
     return then(model, model.see(x), words)
 
 def fresh_vlm(
-    hidden:int=96,   # width of both
+    hidden:int=64,   # width of both
     layers:int=4,    # of the Llama
     looks:int=2,     # blocks of the eye
     seed:int=0,      # of the weights
