@@ -35,9 +35,12 @@ from ..testbeds.detector import detect, detector, mean_ap, scenes
 from ..testbeds.diffusion import dit, dit_fast, dit_video, sample
 from ..testbeds.images import held
 from ..testbeds.items import instructions
+from ..testbeds.prompts import PROMPTS, digits, read_off
 from ..testbeds.quality import fixed, judge, judge_clips, parades, upright
 from ..testbeds.sentences import examples
+from ..testbeds.text import dit_text
 from ..testbeds.vision import accuracy, resnet, vit
+from ..testbeds.vlm import exam, grade, vlm
 
 # %% ../../nbs/bench/18_testbeds.ipynb #f3864b0b
 def _text(n):
@@ -67,6 +70,13 @@ def _clips(n):
     (real, y), how = fixed(parades, n, 16), _sampler('dit_video')
     return lambda m: judge_clips(sample(m, y, **how), y, real)['accuracy']
 
+def _prompts(n):
+    y, how = torch.arange(n)*37%PROMPTS, _sampler('dit_text')
+    return lambda m: (read_off(sample(m, y, **how))['digits']==digits(y)).all(1).float().mean().item()
+
+def _asked(n):
+    x, words, where, _ = exam(n); return lambda m: grade(m, x, words, where).float().mean().item()
+
 @dataclass(frozen=True)
 class Bed:
     "How a testbed is loaded, rounded and asked"
@@ -90,7 +100,9 @@ BEDS = dict(
     detector=Bed('mAP50', (), detector, _found, 200, 'pictures'),
     dit=Bed('accuracy of samples', ('accuracy',), dit, _images('dit'), 12, 'samples'),
     dit_fast=Bed('accuracy of samples', ('accuracy',), dit_fast, _images('dit_fast'), 48, 'samples'),
-    dit_video=Bed('accuracy of samples', ('accuracy',), dit_video, _clips, 12, 'clips'))   # name -> how
+    dit_video=Bed('accuracy of samples', ('accuracy',), dit_video, _clips, 12, 'clips'),
+    dit_text=Bed('accuracy of samples', ('accuracy',), dit_text, _prompts, 12, 'samples'),
+    vlm=Bed('answers', ('clip','all'), vlm, _asked, 60, 'questions'))   # name -> how
 
 def bed_of(
     name:str, # a key of BEDS
