@@ -18,10 +18,12 @@ Modules:
 - `quantlab.bench.train_llama`: Train the small language model that the other notebooks quantize, on text found on the machine and generated skills.
 - `quantlab.bench.train_mamba`: Train a Mamba and a Mamba2 by scans that run over a sequence in parallel and compute what transformers computes step by step.
 - `quantlab.bench.train_moe`: Train a small mixture of experts on four kinds of text, so that its experts have something to divide among themselves.
+- `quantlab.bench.train_text`: Train a network that draws what four words say, from noise, and record what its begin token is used for.
 - `quantlab.bench.train_vision`: Train the vision transformer and the residual network that other notebooks quantize, on images that are drawn while they train.
 - `quantlab.bench.train_vlm`: Train the small model that answers questions about pictures and clips, on clips that are drawn while it trains.
-- `quantlab.bench.trials`: The same question, model, tokens and stored bits for every solver, every codec, every transform and every cache.
+- `quantlab.bench.trials`: The same question, model, tokens and stored bits for every codec, every transform and every cache.
 - `quantlab.bench.velocity`: Noisy images and the velocities to be found in them, the mean of the weights along the way, and students that need half the steps of their teachers.
+- `quantlab.bench.weights`: Every way to store the weights of a language model in few bits, asked on one model under one protocol, at the widths that suit it.
 - `quantlab.bench.widths`: What one more bit is worth, what a smaller group costs, and where the best of both lies when scales are paid for.
 - `quantlab.core.checkpoint`: A quantized model as a folder: its configuration, its tokenizer, and one file in which every code has its stored width.
 - `quantlab.core.codec`: The contract of a number format: fit parameters to rows, code numbers, give values back, store.
@@ -71,18 +73,26 @@ Modules:
 - `quantlab.mixed.direct`: Find out what a coding does to a layer by doing it: quantize one layer, look at the model's predictions, or at the layer's outputs, and put the layer back.
 - `quantlab.mixed.knapsack`: Given what each coding of each layer costs and stores, choose one for every layer: the exact way, the quick ways, and one for all.
 - `quantlab.ptq.adaround`: Decide for every weight whether it is rounded up or down by training that decision against the outputs of the float model.
+- `quantlab.ptq.apiq_saliency`: Train clipping ranges and a low-rank adapter of each layer until the quantized block gives the outputs of the float one, and charge every weight for moving by how much the loss of the model would mind.
 - `quantlab.ptq.awq`: Make the weights that meet large inputs larger before rounding and the inputs smaller by as much, so that these weights are rounded finely.
+- `quantlab.ptq.cbq`: Train the rounding of several consecutive blocks at once, let windows of blocks overlap, and steer the rounding of a layer by a matrix of low rank instead of one number a weight.
+- `quantlab.ptq.flexround`: Divide every weight by a learned factor of its own before rounding, so that a large weight may land several levels away from where it was and a small one stays near.
 - `quantlab.ptq.gptq`: Round the weights one column after another, and let the columns that are still free pay for what each rounding lost.
+- `quantlab.ptq.gradient_ptq`: Train the rounding of a layer with one choice changed at a time - what is trained, for which loss, on which grid, with which data - find out which choices matter, and give more bits to layers on which predictions lean.
 - `quantlab.ptq.gsq`: Give every weight a lottery over the levels of its grid, let the output error of the layer bend the odds, cool it down, and keep the likeliest level.
 - `quantlab.ptq.hqq`: Choose each group's zero point without any data, so that many weights are hit exactly and a few large ones may be missed.
+- `quantlab.ptq.omniquant`: Leave every weight as it is, and train only how far each range is clipped and how large each channel is, block by block, until the rounded block gives the outputs of the float one.
 - `quantlab.ptq.pb_llm`: Keep a few important weights in 8 bits, store nothing but the sign of all others, and pay for saying which is which.
+- `quantlab.ptq.pd_quant`: While one block is rounded, send its output through the rest of the float network and count what happens to the predictions, not only what happens to the block.
 - `quantlab.ptq.ptq161`: Keep the fifth of the input channels that fire hardest in 4 bits, store only signs of all others, and fit one factor for each row and each column to the outputs.
 - `quantlab.ptq.ptqtp`: Write every group of weights as the sum of two scaled planes of -1, 0 and 1, found without data by regression and nearest choice in turn.
 - `quantlab.ptq.quantease`: Round one column after another to its exact optimum given all the others, and go round again until no single weight wants to move.
 - `quantlab.ptq.reconstruct`: Train what a method leaves free in a block until the quantized block, fed with what quantized blocks produce, gives the outputs of the float one.
 - `quantlab.ptq.rtn`: Give every weight the nearest level of its group's grid, and look at nothing else.
 - `quantlab.ptq.squeezellm`: Give every row of a weight matrix the few values that hurt the model's loss least, and keep the handful of weights that fit no such value apart.
+- `quantlab.ptq.tune`: Once codes are chosen, train the few numbers that are stored beside them, scales or code books, until the block gives what it gave before.
 - `quantlab.ptq.zeroquant_v2`: Quantize a weight matrix by any method, then store a small low-rank matrix beside it that takes back part of the error.
+- `quantlab.recipes.chains`: Techniques of several rooms in a row, each rung of the ladder measured, so that one sees what every link adds.
 - `quantlab.recipes.cli`: One program with a verb for each thing a user does; bad input is one clear line and exit code 2.
 - `quantlab.recipes.index`: One page a room, made from the notebooks and the registry, so that no list is kept by hand.
 - `quantlab.recipes.main`: Quantize a language model by several methods at several widths, compare them at equal stored bits, save the best, load it back and let it write.
@@ -100,10 +110,12 @@ Modules:
 - `quantlab.testbeds.items`: Made-up groups and what is typical of them, requests to do or to refuse, and simple instructions, all generated.
 - `quantlab.testbeds.logs`: A shop whose items have attributes and embeddings, and users whose next item follows a law that is known.
 - `quantlab.testbeds.motion`: The object of a drawn image moves along a line and bounces; where it is, is known exactly.
+- `quantlab.testbeds.prompts`: Draw what a prompt of four words says, and tell from the pixels which words a picture follows.
 - `quantlab.testbeds.proteins`: Chains of N, CA and C atoms with exact bonds, folded by helices, strands and loops, and sequences that say something about the fold.
 - `quantlab.testbeds.quality`: A distance between samples and drawn images in the features of a classifier, how often the wanted class is seen, and the same for clips by arithmetic.
 - `quantlab.testbeds.robots`: A robot hand visits waypoints, opening and closing its gripper; once as a simulator would have it, once with the lag, noise and tremor of a machine.
 - `quantlab.testbeds.sentences`: Four tasks of sentence classification and one of finding a span, all generated, and the words they are made of.
+- `quantlab.testbeds.text`: A small transformer that turns noise into what a prompt of four words says, reading the words by cross-attention.
 - `quantlab.testbeds.things`: Up to four things in one picture or clip, each with a shape, a colour, a filling and a place that are known exactly.
 - `quantlab.testbeds.vectors`: Vectors with known spectra, clusters, attributes, queries and defects, for search, clustering and the detection of anomalies.
 - `quantlab.testbeds.vision`: A vision transformer and a residual network that ship with the checkout, and what is needed to load, run and judge them.
@@ -111,6 +123,13 @@ Modules:
 - `quantlab.testbeds.zoo`: One random model of every known family, small enough that a test can try all of them.
 - `quantlab.tokens.rvq`: Code a vector by a sum of entries from several small codebooks, each fitted to what the ones before it left over.
 - `quantlab.transforms.contract`: What a method that chooses invertible maps promises, as checks that any registered method must pass and broken
-- `quantlab.transforms.rotate`: Mix all channels by a random Hadamard matrix, so that no single one is large, and leave what the network computes"""
+- `quantlab.transforms.ostquant`: Learn one rotation of the residual stream and small rotations and scalings inside the blocks, so that a rounded model predicts what the float one does, and melt all of them into the weights.
+- `quantlab.transforms.rotate`: Mix all channels by a random Hadamard matrix, so that no single one is large, and leave what the network computes
+- `quantlab.transforms.smooth`: Divide the channels of an activation by what makes them large, multiply the weights that read them by the same, and round both.
+- `quantlab.vq.kmeans`: Cut the weights of a layer into short vectors, replace each by the nearest of a few typical vectors, and store the number of that one and the list.
+- `quantlab.vq.lattice`: Code eight numbers at a time by the nearest point of the densest lattice in eight dimensions, of which only the points in a ball have codes.
+- `quantlab.vq.q_palette`: Rotate every weight matrix until its entries look Gaussian, offer trellis codes from 1.5 to 5 bits in quarter steps, and give each layer the one its sensitivity asks for.
+- `quantlab.vq.trellis`: Let every stored bit take part in several numbers, so that one long path through a small machine is chosen instead of many single levels.
+- `quantlab.vq.vptq`: Replace short vectors of weights by entries of a list, one input column after another, and let the columns that are still free pay for what each column lost."""
 
 __version__ = "0.1.0"

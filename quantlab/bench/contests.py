@@ -1,9 +1,9 @@
 """Every kind of method that can be ranked, with its protocol, its table and its figure.
 
-Leagues by kind: those of `bench.trials`, and the two that decide who gets how many bits.
+Leagues by kind: those of `bench.weights` and `bench.trials`, and the two that decide who gets how many bits.
 
 - alloc: divide three budgets by one table of costs. cost: fill the table from which the exact allocator divides the same budgets.
-- solver, codec, transform, cache: see `bench.trials`.
+- solver: all that changes weights, see `bench.weights`. codec, transform, cache: see `bench.trials`.
 
 `league(kind)` runs a kind, or some of its methods; `bench.league.record` merges the rows into what is recorded; `standing` and `figure` show them.
 **Cost** on one core: about a minute for all allocators, and for a cost what it takes itself."""
@@ -14,14 +14,14 @@ Leagues by kind: those of `bench.trials`, and the two that decide who gets how m
 __all__ = ['LEAGUES', 'alloc_league', 'cost_league', 'League', 'league', 'standing', 'figure']
 
 # %% ../../nbs/bench/14_contests.ipynb #bd9fd684
-import time
 from dataclasses import dataclass
 from typing import Callable
 from tqdm.auto import tqdm
 from ..core import *
 from .evaluate import evaluate
 from .league import Row, frontier, pareto
-from .trials import cache_league, codec_league, ground, solver_league, terms, transform_league
+from .trials import cache_league, codec_league, ground, measured, terms, transform_league
+from .weights import entries, weight_league
 from ..formats.int import Int
 from ..mixed.alloc import knapsack, lower_bound, tally
 from ..mixed.allocate import database, swap
@@ -41,21 +41,17 @@ def _mixtures(b, db, picks): # (method, choice, budget, seconds, more columns) -
         rows.append(dict(Row(name, round(budget/n,2), q, known[tuple(choice)], t).summary(), **more))
     return rows
 
-def _timed(f, *args): # what it returns, seconds
-    t = time.perf_counter(); y = f(*args)
-    return y, time.perf_counter()-t
-
 def alloc_league(
     ms:list,     # registered allocators
     bits:tuple,  # widths that a layer may have
-    bed=None,    # as for `solver_league`
+    bed=None,    # as for `transform_league`
 )->tuple:        # rows and the protocol
     "Every allocator at three budgets, with one table of costs"
     b, batches = bed = bed or ground(4096, 512)
     choices = [RTN(Int(k,settings().group)) for k in sorted(bits)]
     db = database(b.model, batches, choices); cost, _ = DirectKL()(b.model, batches, choices)
     def pick(m, n):
-        choice, t = _timed(m.make(), cost, db.bits, n)
+        choice, t, _ = measured(lambda: m.make()(cost, db.bits, n))
         return m.name, choice, n, t, dict(gap=tally(cost,db.bits,choice)[0]/lower_bound(cost,db.bits,n)-1)
     rows = _mixtures(b, db, [pick(m,n) for m in ms for n in _budgets(db)])
     return rows, terms(*bed, dict(cost='direct-kl', widths=sorted(bits)))
@@ -63,14 +59,14 @@ def alloc_league(
 def cost_league(
     ms:list,     # registered costs
     bits:tuple,  # widths that a layer may have
-    bed=None,    # as for `solver_league`
+    bed=None,    # as for `transform_league`
 )->tuple:        # rows and the protocol
     "Every cost with the exact allocator at three budgets"
     b, batches = bed = bed or ground(4096, 512)
     choices = [RTN(Int(k,settings().group)) for k in sorted(bits)]; db = database(b.model, batches, choices)
     picks = [('one width', [k]*len(db.bits), db.bits[:,k].sum().item(), 0., {}) for k in range(len(choices))]
     for m in ms:
-        (cost,_), t = _timed(m.make(), b.model, batches, choices)
+        (cost,_), t, _ = measured(lambda: m.make()(b.model, batches, choices))
         picks += [(m.name, knapsack(cost,db.bits,n), n, t, {}) for n in _budgets(db)]
     return _mixtures(b, db, picks), terms(*bed, dict(alloc='knapsack', widths=sorted(bits)))
 
@@ -79,6 +75,7 @@ def cost_league(
 class League:
     "How the methods of one kind are compared, and what the figure shows"
     run:Callable      # (methods, widths) -> rows, protocol
+    of:Callable|None=None # names, or None for all -> methods; None takes those that are registered as this kind
     size:str='bpw'    # key of what is stored
     loss:str='kl'     # key of what is lost
     xlabel:str='stored bits per weight'
@@ -90,11 +87,17 @@ class League:
         return [r for r in rows if r['method']=='float' or not self.only or r[self.only[0]]==self.only[1]]
 
 LEAGUES = dict(
-    solver=League(solver_league), alloc=League(alloc_league), cost=League(cost_league),
+    solver=League(weight_league, entries), alloc=League(alloc_league), cost=League(cost_league),
     codec=League(codec_league, loss='error', xlabel='stored bits per number', ylabel='squared error over power',
                  only=('source','gaussian')),
     transform=League(transform_league, only=('part','weights')),
     cache=League(cache_league, size='bpn', xlabel='stored bits per cached number'))
+
+def _registered(kind, names):
+    known = {n:m for n,m in methods().items() if m.kind==kind}
+    for n in names or ():
+        if n not in known: raise ValueError(f'method {n!r} is not a registered {kind}; use some of {", ".join(known)}')
+    return [known[n] for n in names or known]
 
 def league(
     kind:str='solver',     # a key of LEAGUES
@@ -103,10 +106,8 @@ def league(
 )->tuple:                  # rows and the protocol
     "Run the league of a kind; ValueError for a kind without one or a method that is not of it"
     if kind not in LEAGUES: raise ValueError(f'kind={kind!r} has no league; use one of {", ".join(LEAGUES)}')
-    known = {n:m for n,m in methods().items() if m.kind==kind}
-    for n in names or ():
-        if n not in known: raise ValueError(f'method {n!r} is not a registered {kind}; use some of {", ".join(known)}')
-    return LEAGUES[kind].run([known[n] for n in names or known], bits or settings().bits)
+    L = LEAGUES[kind]
+    return L.run(L.of(names) if L.of else _registered(kind, names), bits or settings().bits)
 
 def standing(
     kind:str,  # a key of LEAGUES
@@ -114,7 +115,7 @@ def standing(
 )->Table:      # one line a row
     "What is stored and lost, and who is on the frontier"
     L = LEAGUES[kind]; front = frontier([r for r in L.drawn(rows) if r['method']!='float'], L.size, L.loss)
-    keys = dict.fromkeys(('method','bits',*L.only[:1],L.size,L.loss,'skill','gap'))
+    keys = dict.fromkeys(('method','bits',*L.only[:1],L.size,L.loss,'ppl','skill','gap','seconds','peak'))
     shown = [k for k in keys if any(k in r for r in rows)]
     return Table([dict({k:r.get(k,'') for k in shown}, frontier='yes' if r in front else '') for r in rows])
 

@@ -21,6 +21,7 @@ def _numbers(name, text):
     except ValueError: raise ValueError(f'{name}={text!r}; give whole numbers separated by spaces') from None
 
 def run(
+    recipe:str=None,             # a chain, such as rotate-gptq; methods are compared if left out
     model:str=None,              # folder or hub name; the embedded model if left out
     methods:str='rtn gptq',      # registered solvers to compare
     bits:str=None,               # widths of codes; those of settings.ini if left out
@@ -30,8 +31,9 @@ def run(
     tokens:int=None,             # held-out tokens of the evaluation; those of settings.ini if left out
     items:int=None,              # questions per skill; those of settings.ini if left out
     prompt:str='def read_file(path):\n    """', # what the saved model continues
+    league:str=None,             # file to merge the rows of a recipe into; none if left out
 ):
-    "Quantize by several methods, compare at equal stored bits, save the best.  Example: quantlab run --bits '4 3'"
+    "Quantize by several methods or by a recipe, compare, save the best.  Example: quantlab run --bits '4 3'"
     from quantlab.core import settings, calibration
     from quantlab.bench.evaluate import bench
     from quantlab.bench.league import compare_methods, solvers
@@ -39,14 +41,33 @@ def run(
     s = settings(); group = s.group if group is None else group
     widths, names = _numbers('bits', bits) if bits else list(s.bits), methods.split()
     solvers(names) # a misspelt name is reported before anything is computed
+    if recipe: _known(recipe, widths, group)
     m, tok, name = open_model(model)
     _progress(f'{name}: {sum(p.numel() for p in m.parameters())/1e6:.1f}M parameters; measuring the float model')
     batches = calibration(tok, calib or s.calib_sequences, s.calib_length, s.seed)
     b = bench(m, tok, name, tokens, items=items)
+    if recipe: return _climb((b,batches), tok, name, recipe, widths, group, Path(out), league)
     rows = compare_methods(b, batches, names, widths, group)
     _finish(rows, tok, name, widths, group, Path(out), prompt)
 
 def _progress(text): print(text, file=sys.stderr, flush=True)
+
+def _known(recipe, widths, group): # a misspelt recipe or an impossible width, before anything is computed
+    from quantlab.recipes.chains import chain
+    for k in widths: chain(recipe)(k, group)
+
+def _climb(bed, tok, name, recipe, widths, group, out, league): # every rung at every width; the last model is saved
+    from quantlab.bench.league import record
+    from quantlab.bench.trials import terms
+    from quantlab.core import save_model, write_atomic
+    from quantlab.recipes.chains import climb
+    rungs = {k:climb(bed, recipe, k, group) for k in widths}; first = widths[0]
+    made = [r for rows in rungs.values() for r in rows[1:]]; summary = [r.summary() for r in (rungs[first][0],*made)]
+    folder = save_model(rungs[first][-1].model, out/'model', tok, dict(model=name, recipe=recipe, bits=first))
+    results = json.dumps(dict(protocol=vars(bed[0].protocol), recipe=recipe, rows=summary), indent=1)
+    write_atomic(out/'results.json', lambda p: Path(p).write_text(results))
+    if league: record(f'chain {recipe}', summary, terms(*bed), Path(league))
+    print(_brief(summary), f'saved {folder}: {made[len(made)//len(widths)-1].method} at {first} bits', sep='\n\n')
 
 # %% ../../nbs/recipes/04_cli.ipynb #5007add5
 def _brief(rows):
@@ -125,7 +146,7 @@ def evidence(
 
 def league(
     kind:str='solver', # which league
-    names:str=None,    # methods of the kind, separated by spaces; all if left out
+    names:str=None,    # methods of the kind, for solvers also as gptq:codec=nf, separated by spaces; all if left out
     bits:str=None,     # widths of codes; those of settings.ini if left out
     out:str=None,      # file to merge the rows into; league.jsonl of the data folder if left out
     picture:str=None,  # file for the figure, PNG; none if left out
@@ -173,7 +194,7 @@ def _parse(verb, argv):
     import inspect
     from fastcore.script import anno_parser
     f = VERBS[verb]
-    pos = [k for k,p in inspect.signature(f).parameters.items() if p.default is p.empty]
+    pos = [k for k,p in inspect.signature(f).parameters.items() if p.default is p.empty or k=='recipe']
     p = anno_parser(f, f'quantlab {verb}', pos)
     def fail(message): raise ValueError(f'{message}; see quantlab {verb} --help')
     p.error = fail
