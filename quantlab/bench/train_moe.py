@@ -88,7 +88,7 @@ def stored(
         return streams, record
     with safe_open(path, 'pt') as f:
         if (n:=f.metadata()['length'])!=str(length):
-            raise ValueError(f'{path} was made for windows of {n} tokens, and this model reads {length}; give another file')
+            raise ValueError(f'{path} was made for windows of {n} tokens, not {length}; give another file')
         return ({d:{k:f.get_tensor(f'{d}.{k}') for k in ('ids','weight','starts')} for d in DOMAINS},
                 json.loads(f.metadata()['record']))
 

@@ -66,9 +66,9 @@ def vptq_tune(
 )->dict:       # rung -> steps
     "Vectors coded with error feedback, then their lists trained block by block"
     sizes = {1:(8,8), 2:(8,4), 3:(6,2), 4:(8,2)} # bits of a code, weights of a vector
-    if bits not in sizes: raise ValueError(f'bits={bits}; lists of vectors have {", ".join(map(str,sizes))} bits a weight')
-    codec = Vectors(*sizes[bits]); coded = VPTQ(codec)
-    return {'kmeans-vq':(quantize(KMeansVQ(codec)),), 'vptq':(quantize(coded),), 'vptq + tune':(Tuned(coded, Tune(24,.01,4)),)}
+    if bits not in sizes: raise ValueError(f'bits={bits}; lists of vectors have 1 to 4 bits a weight')
+    codec = Vectors(*sizes[bits]); coded = VPTQ(codec); trained = Tuned(coded, Tune(24,.01,4))
+    return {'kmeans-vq':(quantize(KMeansVQ(codec)),), 'vptq':(quantize(coded),), 'vptq + tune':(trained,)}
 
 CHAINS = {f.__name__.replace('_','-'):f for f in (rotate_gptq, smooth_omniquant, rotate_trellis, vptq_tune)}
 

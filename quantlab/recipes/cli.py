@@ -34,27 +34,32 @@ def run(
     league:str=None,             # file to merge the rows of a recipe into; none if left out
 ):
     "Quantize by several methods or by a recipe, compare, save the best.  Example: quantlab run --bits '4 3'"
-    from quantlab.core import settings, calibration
-    from quantlab.bench.evaluate import bench
-    from quantlab.bench.league import compare_methods, solvers
-    from quantlab.recipes.main import open_model
+    from quantlab.core import settings
+    from quantlab.bench.league import compare_methods
     s = settings(); group = s.group if group is None else group
     widths, names = _numbers('bits', bits) if bits else list(s.bits), methods.split()
-    solvers(names) # a misspelt name is reported before anything is computed
-    if recipe: _known(recipe, widths, group)
-    m, tok, name = open_model(model)
-    _progress(f'{name}: {sum(p.numel() for p in m.parameters())/1e6:.1f}M parameters; measuring the float model')
-    batches = calibration(tok, calib or s.calib_sequences, s.calib_length, s.seed)
-    b = bench(m, tok, name, tokens, items=items)
-    if recipe: return _climb((b,batches), tok, name, recipe, widths, group, Path(out), league)
-    rows = compare_methods(b, batches, names, widths, group)
+    _known(recipe, names, widths, group)
+    bed, tok, name = _opened(model, calib or s.calib_sequences, tokens, items)
+    if recipe: return _climb(bed, tok, name, recipe, widths, group, Path(out), league)
+    rows = compare_methods(*bed, names, widths, group)
     _finish(rows, tok, name, widths, group, Path(out), prompt)
 
-def _progress(text): print(text, file=sys.stderr, flush=True)
-
-def _known(recipe, widths, group): # a misspelt recipe or an impossible width, before anything is computed
+def _known(recipe, names, widths, group): # what is misspelt or impossible is reported before anything is computed
+    from quantlab.bench.league import solvers
+    solvers(names)
+    if not recipe: return
     from quantlab.recipes.chains import chain
     for k in widths: chain(recipe)(k, group)
+
+def _opened(model, calib, tokens, items): # Bench and calibration tokens; tokenizer; name
+    from quantlab.core import calibration, settings
+    from quantlab.bench.evaluate import bench
+    from quantlab.recipes.main import open_model
+    m, tok, name = open_model(model); s = settings()
+    print(f'{name}: {sum(p.numel() for p in m.parameters())/1e6:.1f}M parameters; measuring the float model',
+          file=sys.stderr, flush=True)
+    batches = calibration(tok, calib, s.calib_length, s.seed)
+    return (bench(m, tok, name, tokens, items=items), batches), tok, name
 
 def _climb(bed, tok, name, recipe, widths, group, out, league): # every rung at every width; the last model is saved
     from quantlab.bench.league import record
