@@ -42,7 +42,8 @@ BAD = {
     'not a number': (['run','--bits','four'], "bits='four'"),
     'nan weights': (['run','--model','{nan}','--group','16'],
                     'model.layers.1.mlp.down_proj.weight of shape (32, 48) holds 1 NaN'),
-    'unknown option': (['run','--colour','red'], 'unrecognized arguments: --colour red'),
+    'unknown option': (['run','--colour','red'], 'unrecognized arguments: --colour'),
+    'unknown recipe': (['run','magic'], "recipe='magic' is unknown; use one of rotate-gptq"),
     'saved model missing': (['complete','nowhere','import'], 'nowhere'),
 }
 
