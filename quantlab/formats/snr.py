@@ -117,7 +117,8 @@ def closest(
 _MAX = {2:2.74, 3:3.44, 4:3.86} # decibels below the bound, from the errors 0.1175, 0.03454 and 0.009497
 
 __methods__ = (
-    Method(name='formats', kind='study', paper='J. Max, IRE Transactions on Information Theory 6 (1960)', make=Formats,
+    Method(name='formats', kind='study', paper='J. Max, IRE Transactions on Information Theory 6 (1960)',
+           make=lambda: Formats(ENDS),
            tags=('random',), claims=(
         Claim('on Gaussian numbers no format for single numbers is closer to the bound than Lloyd-Max quantizers',
               'best errors at 2, 3, 4 bits: 0.1175, 0.03454, 0.009497; 2.74, 3.44, 3.86 dB below the bound', closest,
