@@ -195,8 +195,8 @@ class PDQuant:
 def _moved(model, batches, test, steps): # name -> divergence on the test set, and on the first calibration batch
     sets = dict(test=test, calibration=batches[0]); refs = {k:logits_of(model,x) for k,x in sets.items()}
     found = {n:pipe(model, batches, s) for n,s in steps.items()}
-    return {(n if k=='test' else f'{n}, {k}'):kl_logits(logits_of(q,x),refs[k]).item()
-            for n,q in found.items() for k,x in sets.items()}
+    asked = [(n,k) for n in found for k in sets if k=='test' or n in ('qdrop','pd','pd, no drops')]
+    return {(n if k=='test' else f'{n}, {k}'):kl_logits(logits_of(found[n],sets[k]),refs[k]).item() for n,k in asked}
 
 def _ladder(codec, act, how, correct): # name -> pass, each with one part more than the one before
     plain, feed = replace(how,drop=0.), GPTQ(codec, order='activation', groups='static')
