@@ -1,7 +1,7 @@
 """Triton if it is installed, and a clear refusal where a kernel cannot run.
 
 Kernel files take `jit` and `tl` from here, so that they import on a machine that has neither triton nor a GPU."""
-import importlib.util
+import importlib.util, inspect
 import torch
 from torch import Tensor
 
@@ -10,12 +10,14 @@ HAS_TRITON = importlib.util.find_spec('triton') is not None
 if HAS_TRITON:
     import triton
     import triton.language as tl
-    INTERPRET, jit = bool(triton.knobs.runtime.interpret), triton.jit
+    INTERPRET, constexpr_function = bool(triton.knobs.runtime.interpret), triton.constexpr_function
+    def jit(f): return triton.jit(inspect.unwrap(f)) # no wrapper that checks types: kernels call kernels by name
 else:
     class _Absent: # names such as tl.constexpr are looked up when a kernel is defined
         def __getattr__(self, name): return None
     INTERPRET, tl = False, _Absent()
     def jit(f): return f
+    constexpr_function = jit
 
 def require(
     name:str,   # of the kernel, for the message

@@ -90,3 +90,8 @@ def loads(
     "Inputs of the size of real layers, for measuring"
     sizes = [(o,i,b) for o,i in ((4096,4096),(8192,28672)) for b in (2,4,8)]
     return {f'{o}x{i} {b} bits group 128':_make(device, o*i//128, 128, b) for o,i,b in sizes}
+
+def builds()->list: # (kernel, types of its arguments, its constants) that must compile for a GPU
+    "Every width"
+    like = dict(packed='*u8', scale='*fp16', zero='*u8', out='*fp32', **{k:'i32' for k in ('n','group','ps','ss','zs')})
+    return [(_dequantize, like, dict(BITS=b, BLOCK=n)) for b,n in BLOCK.items()]

@@ -1,5 +1,5 @@
 """Every kernel equals its reference on awkward inputs, in Triton's interpreter or on the GPU."""
-import importlib, inspect
+import importlib, inspect, os, subprocess, sys
 from pathlib import Path
 import pytest
 from torch import Tensor
@@ -42,3 +42,19 @@ def test_refuses_where_it_cannot_run(name, monkeypatch):
     monkeypatch.setattr('quantlab.kernels._launch.HAS_TRITON', False)
     kernel, args = getattr(OPS[name],name), OPS[name].cases()['one']
     with pytest.raises(RuntimeError, match='triton is not installed'): kernel(*args)
+
+COMPILE = """
+import importlib, sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+for f,types,constants in importlib.import_module('quantlab.kernels.'+sys.argv[1]).builds():
+    source = ASTSource(f, {**types, **{k:'constexpr' for k in constants}}, constants)
+    print(len(triton.compile(source, target=GPUTarget('cuda',90,32)).asm['cubin']))
+"""
+
+@pytest.mark.parametrize('name', NAMES)
+def test_compiles_for_hopper(name, tmp_path): # needs no GPU; the interpreter forgives what the compiler does not
+    env = {**os.environ, 'TRITON_INTERPRET':'0', 'TRITON_CACHE_DIR':str(tmp_path)}
+    done = subprocess.run([sys.executable,'-c',COMPILE,name], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode==0, done.stderr[-3000:]
+    sizes = list(map(int, done.stdout.split())); assert sizes and all(sizes)
