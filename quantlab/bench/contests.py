@@ -3,6 +3,7 @@
 Leagues by kind: those of `bench.weights` and `bench.trials`, and the two that decide who gets how many bits.
 
 - alloc: divide three budgets by one table of costs. cost: fill the table from which the exact allocator divides the same budgets.
+- mixed: all of these, and what mixes widths by itself, at equal forward passes, see `bench.mixtures`.
 - solver: all that changes weights, see `bench.weights`. codec, transform, cache: see `bench.trials`.
 
 `league(kind)` runs a kind, or some of its methods; `bench.league.record` merges the rows into what is recorded; `standing` and `figure` show them.
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from ..core import *
 from .evaluate import evaluate
 from .league import Row, frontier, pareto
+from .mixtures import mixed_league, mixers
 from .trials import cache_league, codec_league, ground, measured, terms, transform_league
 from .weights import entries, weight_league
 from ..formats.int import Int
@@ -88,6 +90,7 @@ class League:
 
 LEAGUES = dict(
     solver=League(weight_league, entries), alloc=League(alloc_league), cost=League(cost_league),
+    mixed=League(mixed_league, mixers, only=('part','seed 0')),
     codec=League(codec_league, loss='error', xlabel='stored bits per number', ylabel='squared error over power',
                  only=('source','gaussian')),
     transform=League(transform_league, only=('part','weights')),
