@@ -67,6 +67,8 @@ class Chance:
 BUDGETS = 2.5, 3., 3.5
 LOOKS = 1, 2, 4, 8 # calibration windows of `direct-kl`
 
+def _fields(o): return {f.name for f in fields(o)} if is_dataclass(o) else set()
+
 @dataclass(frozen=True)
 class Entrant:
     "One way to mix widths"
@@ -78,15 +80,14 @@ class Entrant:
     def step(self, table, choices:list, bpw:float): # table: what the cost gave
         "The pass for a budget"
         if self.mixer is None: return allocate(lambda *a: table, self.alloc, choices, bpw)
-        mine = replace(self.mixer, bpw=bpw)
+        widths = dict(choices=tuple(choices)) if 'choices' in _fields(self.mixer) else {}
+        mine = replace(self.mixer, bpw=bpw, **widths)
         return mine if self.name in _passes() else quantize(mine)
 
 def _passes(): return {n for n,m in methods().items() if m.kind=='pass'}
 
 def _seeded(o, seed): # with the seed of the round, if it has one
     return replace(o, seed=seed) if is_dataclass(o) and any(f.name=='seed' for f in fields(o)) else o
-
-def _fields(o): return {f.name for f in fields(o)} if is_dataclass(o) else set()
 
 def mixers(
     names:list|None=None, # only these methods; None takes all of the room `mixed`
@@ -105,7 +106,7 @@ def entrants(
     "The baselines, and every method in the part it plays"
     direct = DirectKL(max(LOOKS))
     def enter(m):
-        o = _seeded(m.make(), seed)
+        o = _seeded(type(m.make())(), seed) # settings of the paper, not the quick ones of the contract
         if m.kind=='cost': return Entrant(m.name, o, knapsack)
         return Entrant(m.name, direct, o) if m.kind=='alloc' else Entrant(m.name, mixer=o)
     base = [Entrant('size', Size(), knapsack), Entrant('chance', Chance(seed), knapsack),
