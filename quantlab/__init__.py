@@ -2,11 +2,13 @@
 
 Modules:
 
+- `quantlab.bench.caches`: Every way to remember fewer bits of the past, asked the same questions while it decodes token by token, beside the plain ladders that store as much.
 - `quantlab.bench.contests`: Every kind of method that can be ranked, with its protocol, its table and its figure.
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.evidence`: What each paper claims, what was measured here, and a verdict that may not change unnoticed.
 - `quantlab.bench.harness`: Let EleutherAI's lm-evaluation-harness ask a model of this package, float or quantized, questions that are made on the machine.
 - `quantlab.bench.league`: Several methods on one model under one protocol, compared at equal stored bits, and the results kept.
+- `quantlab.bench.mixtures`: Every way to decide which layer gets how many bits, at the same stored bits, beside the plainest way of spending as many forward passes.
 - `quantlab.bench.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
 - `quantlab.bench.scores`: Three ways to say how far a damaged language model is from the one it was made of, and which question each of them answers.
 - `quantlab.bench.tasks`: Questions with one right answer: finding one fact among many at several context lengths, and choosing the true continuation.
@@ -62,16 +64,38 @@ Modules:
 - `quantlab.formats.snr`: What every number format loses on four kinds of numbers, at the bits it really stores, and how far that is from what any code could do.
 - `quantlab.formats.tables`: Let the numbers choose the levels: a small table for a row or for the whole tensor, and an index for each number.
 - `quantlab.integer.dyadic`: Bring a 32-bit accumulator to the scale of an 8-bit result with one integer multiplication and one right shift.
+- `quantlab.kvcache.a2ats`: Keep all keys and values in slow memory, guess from one small number a key which tokens a query will look at, and fetch only those.
+- `quantlab.kvcache.arkv`: Keep the tokens that are looked at most as they are, the next ones in 8 bits, forget the rest, and let each layer have its own share of each.
 - `quantlab.kvcache.attend`: Take a rotation off keys and put it on again, and let every query of a long call see the cache of its own moment.
 - `quantlab.kvcache.cache`: What a model remembers of the tokens it has read, token by token in coded form, with every stored bit counted.
 - `quantlab.kvcache.contract`: What a cache promises, as checks that any registered cache must pass and broken ones must fail.
 - `quantlab.kvcache.kivi`: Give every channel of the keys and every token of the values its own scale, and keep the newest tokens as they are.
 - `quantlab.kvcache.kv`: Any cache method inside any model, with `model.generate` as usual.
+- `quantlab.kvcache.kvtuner`: Give every layer its own pair of widths, one for keys and one for values, found once by a search over what the whole model loses.
+- `quantlab.kvcache.mikv`: Keep the tokens that attention asks for in 16 bits, and all others, which eviction would throw away, in two.
+- `quantlab.kvcache.rotatekv`: Rotate keys across heads before their position is put on, sort the channels, round to 2 bits token by token, and leave the few tokens that draw attention alone.
+- `quantlab.kvcache.vidkv`: Give the restless channels of the keys two bits and the others the sign of their Fourier coefficients, give values three levels channel by channel, and protect the pictures that the question is about.
+- `quantlab.kvcache.zipvl`: Find the smallest set of tokens that carries nearly all of the attention of a layer, read the prompt with these alone, and store them in more bits than the others.
 - `quantlab.mixed.alloc`: Every unit of a model picks one of a few widths; together they must fit a budget and cost as little as possible.
 - `quantlab.mixed.allocate`: Each part of a model gets one of a few codings, so that all together fit a budget of stored bits.
+- `quantlab.mixed.baq`: Let every column of a weight matrix have its own number of levels, chosen by a formula so that all columns lose the same.
 - `quantlab.mixed.contract`: What a sensitivity and an allocation method promise, as checks that any registered method must pass and broken ones must fail.
+- `quantlab.mixed.cptquant`: Three ways to ask how sensitive a layer is without a gradient: how much its outputs agree with those of other layers, what pruning it costs, and how far noise in its weights moves the outputs of the model.
 - `quantlab.mixed.direct`: Find out what a coding does to a layer by doing it: quantize one layer, look at the model's predictions, or at the layer's outputs, and put the layer back.
+- `quantlab.mixed.emq`: Breed small formulas of weights, gradients and curvatures until one of them puts mixtures of bit-widths in the order in which they were measured, and choose bits by that formula.
+- `quantlab.mixed.fliqs`: While a network is trained with rounded weights, draw the number format of every layer at random in each step, integer or floating-point, and let what turned out well be drawn more often.
+- `quantlab.mixed.hawq`: Find the steepest direction of the loss in every layer, rank the layers by it, and give those at the top of the ranking at least as many bits as those below.
+- `quantlab.mixed.hawq_v2`: Weigh the rounding error of every layer by its mean curvature, estimated by random signs, and let an integer program choose the widths.
+- `quantlab.mixed.hi_ratio`: Keep a few input columns of every layer in more bits, and let a quadratic program decide how many each layer gets.
+- `quantlab.mixed.inter_layer_hessian`: Measure how much worse two layers are together than apart, order the layers by it, and go down that order by bisection as far as a tolerance allows.
 - `quantlab.mixed.knapsack`: Given what each coding of each layer costs and stores, choose one for every layer: the exact way, the quick ways, and one for all.
+- `quantlab.mixed.mixllm`: Let the output rows of all layers compete for a few extra bits: the rows that the loss feels most get 8, all others 4.
+- `quantlab.mixed.ohq`: Ask the machine itself how long each layer takes at each width, ask the model, by zeroing weights at random, how much each layer matters, and choose widths by both answers, without any data.
+- `quantlab.mixed.q_bert`: Measure the steepest direction of every weight matrix on several samples of the data, add its spread to its mean, give the matrices on top more bits, and let few rows share a range.
+- `quantlab.mixed.ramp`: A small network walks through the layers, sees eleven numbers of each, chooses its width, is rewarded when the predictions of the whole model stay, and may then walk through another model.
+- `quantlab.mixed.rco`: Give every layer a probability for each width, and walk along the surface of those probabilities that store exactly the budget, downhill on the loss of the whole model.
+- `quantlab.mixed.slim_llm`: Give the groups of columns that matter most one bit more, as many of those that matter least one bit less, and fit every scale with an eye on the weights that stand out.
+- `quantlab.mixed.spike_aware`: Find the few layers whose inputs hold giant values, leave those few in high precision, and round all others to 8 bits with one range a matrix.
 - `quantlab.ptq.adaround`: Decide for every weight whether it is rounded up or down by training that decision against the outputs of the float model.
 - `quantlab.ptq.apiq_saliency`: Train clipping ranges and a low-rank adapter of each layer until the quantized block gives the outputs of the float one, and charge every weight for moving by how much the loss of the model would mind.
 - `quantlab.ptq.awq`: Make the weights that meet large inputs larger before rounding and the inputs smaller by as much, so that these weights are rounded finely.
