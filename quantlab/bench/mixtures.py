@@ -114,8 +114,15 @@ def entrants(
     return base+[enter(m) for m in ms if m.name!='direct-kl']
 
 # %% ../../nbs/bench/13c_mixtures.ipynb #d47df033
-def _round(b, batches, e, choices, seed): # rows of one entrant at all budgets
-    table, t0, p0 = (None,0.,0.) if e.cost is None else looked(b.model, batches, lambda m: e.cost(m,batches,choices))
+def _tables(b, batches, choices): # cost -> its table, seconds, passes; each is filled once
+    known = {None:(None,0.,0.)}
+    def fill(cost):
+        if cost not in known: known[cost] = looked(b.model, batches, lambda m: cost(m,batches,choices))
+        return known[cost]
+    return fill
+
+def _round(b, batches, e, choices, seed, fill): # rows of one entrant at all budgets
+    table, t0, p0 = fill(e.cost)
     out, n = [], sum(l.weight.numel() for l in quantizable(b.model).values())
     for bpw in BUDGETS:
         key = dict(method=e.name, bits=bpw, part=f'seed {seed}')
@@ -143,7 +150,8 @@ def mixed_league(
     "Every method at every budget in every round"
     b, texts = bed or _embedded(); choices = [RTN(Int(k,settings().group)) for k in sorted(bits)]
     jobs = [(s,e) for s in seeds for e in entrants(ms,s)]; rows = [untried(b), *_one_width(b,texts(0),choices)]
-    for s,e in tqdm(jobs, desc='league', unit='method', disable=None): rows += _round(b, texts(s), e, choices, s)
+    fills = {s:_tables(b, texts(s), choices) for s in seeds}
+    for s,e in tqdm(jobs, desc='league', unit='method', disable=None): rows += _round(b,texts(s),e,choices,s,fills[s])
     return rows, terms(b, texts(0), dict(widths=sorted(bits), budgets=BUDGETS, seeds=seeds))
 
 # %% ../../nbs/bench/13c_mixtures.ipynb #8e357fd9

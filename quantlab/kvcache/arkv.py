@@ -37,7 +37,7 @@ def window_attention(
     "Attention of the newest queries, each to the keys up to its own"
     w, n = q.shape[2], k.shape[2]
     later = torch.full((w,n), -1e30, device=q.device).triu(n-w+1)
-    return weigh(logits_of(q, k, q.shape[-1]**-.5), later[None,None]).flatten(1,2)
+    return weigh(logits_of(q, k, q.shape[-1]**-.5), later.expand(len(q),1,w,n)).flatten(1,2)
 
 def layer_score(
     A:Float[Tensor,"b H w n"], # attention of w queries to older keys
