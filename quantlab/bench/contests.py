@@ -4,6 +4,7 @@ Leagues by kind: those of `bench.weights` and `bench.trials`, and the two that d
 
 - alloc: divide three budgets by one table of costs. cost: fill the table from which the exact allocator divides the same budgets.
 - mixed: all of these, and what mixes widths by itself, at equal forward passes, see `bench.mixtures`.
+- kv: all caches, decoding token by token, see `bench.caches`.
 - solver: all that changes weights, see `bench.weights`. codec, transform, cache: see `bench.trials`.
 
 `league(kind)` runs a kind, or some of its methods; `bench.league.record` merges the rows into what is recorded; `standing` and `figure` show them.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Callable
 from tqdm.auto import tqdm
 from ..core import *
+from .caches import entrants, referee_league
 from .evaluate import evaluate
 from .league import Row, frontier, pareto
 from .mixtures import mixed_league, mixers
@@ -94,7 +96,8 @@ LEAGUES = dict(
     codec=League(codec_league, loss='error', xlabel='stored bits per number', ylabel='squared error over power',
                  only=('source','gaussian')),
     transform=League(transform_league, only=('part','weights')),
-    cache=League(cache_league, size='bpn', xlabel='stored bits per cached number'))
+    cache=League(cache_league, size='bpn', xlabel='stored bits per cached number'),
+    kv=League(referee_league, entrants, 'held', xlabel='stored bits per cached number', only=('part','coded')))
 
 def _registered(kind, names):
     known = {n:m for n,m in methods().items() if m.kind==kind}
