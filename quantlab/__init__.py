@@ -78,6 +78,7 @@ Modules:
 - `quantlab.kvcache.zipvl`: Find the smallest set of tokens that carries nearly all of the attention of a layer, read the prompt with these alone, and store them in more bits than the others.
 - `quantlab.mixed.alloc`: Every unit of a model picks one of a few widths; together they must fit a budget and cost as little as possible.
 - `quantlab.mixed.allocate`: Each part of a model gets one of a few codings, so that all together fit a budget of stored bits.
+- `quantlab.mixed.apq`: Search the shape of a network, its channels and its bit-widths together, with a small predictor that learned from float networks first and needs few quantized ones after that.
 - `quantlab.mixed.baq`: Let every column of a weight matrix have its own number of levels, chosen by a formula so that all columns lose the same.
 - `quantlab.mixed.contract`: What a sensitivity and an allocation method promise, as checks that any registered method must pass and broken ones must fail.
 - `quantlab.mixed.cptquant`: Three ways to ask how sensitive a layer is without a gradient: how much its outputs agree with those of other layers, what pruning it costs, and how far noise in its weights moves the outputs of the model.
