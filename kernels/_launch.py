@@ -10,6 +10,7 @@ HAS_TRITON = importlib.util.find_spec('triton') is not None
 if HAS_TRITON:
     import triton
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
     INTERPRET, constexpr_function = bool(triton.knobs.runtime.interpret), triton.constexpr_function
     def jit(f): return triton.jit(inspect.unwrap(f)) # no wrapper that checks types: kernels call kernels by name
 else:
@@ -17,7 +18,7 @@ else:
         def __getattr__(self, name): return None
     INTERPRET, tl = False, _Absent()
     def jit(f): return f
-    constexpr_function = jit
+    constexpr_function, gdc_launch_dependents, gdc_wait = jit, None, None
 
 def require(
     name:str,   # of the kernel, for the message

@@ -58,3 +58,28 @@ def test_compiles_for_hopper(name, tmp_path): # needs no GPU; the interpreter fo
     done = subprocess.run([sys.executable,'-c',COMPILE,name], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode==0, done.stderr[-3000:]
     sizes = list(map(int, done.stdout.split())); assert sizes and all(sizes)
+
+@pytest.mark.parametrize('bits', [2,3,4,8])
+def test_packed_weights_are_decoded(bits): # what `run` multiplies with and `dense` returns are the same numbers
+    W = OPS['wna16']; device = 'cpu' if INTERPRET else 'cuda'
+    x, q, s, z, *_ = W._make(device, 4, 65, 512, bits, 64, asym=True)
+    want = (q.double()-z.double().T.repeat_interleave(64,1))*s.double().T.repeat_interleave(64,1)
+    near(W.dense(W.tile(q,bits), s, z, bits, 64), want.half(), 0, 0)
+
+@pytest.mark.parametrize('split', [1,2,3,99])
+def test_parts_are_added_in_a_fixed_order(split): # any number of parts; the same bits every time
+    W = OPS['wna16']; args = W._make('cpu' if INTERPRET else 'cuda', 3, 130, 512, 4, 64)
+    plan = (16, 64, split, 4, 2, 2, 0)
+    got = [W.wna16(*args, plan) for _ in range(2)]
+    near(got[0], W.wna16_ref(*args), W.RTOL, W.ATOL); near(got[0], got[1], 0, 0)
+
+def test_transformed_rows_as_codes(): # within half a level of what they stand for
+    H = OPS['hadamard']; args = H.cases('cpu' if INTERPRET else 'cuda')['even']
+    codes, scale = H.hadamard_codes(*args)
+    want = H.hadamard_ref(args[0].double(), *args[1:]); off = (codes.double()*scale.double()[:,None]-want).abs()
+    assert codes.abs().amax(1).eq(127).all() and (off<=scale.double()[:,None]*.501).all()
+
+def test_many_tokens_are_multiplied_with_decoded_weights(): # the two ways of `product` agree
+    W = OPS['wna16']; x, q, s, z, bits, group = W._make('cpu' if INTERPRET else 'cuda', 8, 64, 256, 4, 64)
+    packed = W.tile(q,bits), s, z, bits, group; many = x.repeat(W.DECODE//8, 1)
+    near(W.product(many,*packed)[:8], W.product(x,*packed), W.RTOL, W.ATOL)

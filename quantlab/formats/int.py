@@ -99,8 +99,9 @@ class Int:
     def fit(self, x, w=None):
         grid, value = lambda x,k: asymmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
         return search_range(x, w, grid, value, self.search)
-    def code(self, x, p): return nearest(x, p['scale'], p['zero'], self.bits)
-    def value(self, c, p): return affine(c, p['scale'], p['zero'])
+    def grid(self, p): return p['scale'], p['zero']
+    def code(self, x, p): return nearest(x, *self.grid(p), self.bits)
+    def value(self, c, p): return affine(c, *self.grid(p))
     def store(self, c, p, shape):
         parts = dict(codes=c.reshape(shape), scale=p['scale'].half(), zero=p['zero'].to(torch.uint8))
         return QTensor(parts, dict(codes=self.bits, scale=16, zero=self.bits), affine_rows.fmt, {}, tuple(shape))
@@ -125,9 +126,9 @@ class SymInt:
     def fit(self, x, w=None):
         grid, value = lambda x,k: symmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
         return search_range(x, w, grid, value, self.search)
-    def _mid(self, p): return torch.full_like(p['scale'], 2**(self.bits-1))
-    def code(self, x, p): return nearest(x, p['scale'], self._mid(p), self.bits)
-    def value(self, c, p): return affine(c, p['scale'], self._mid(p))
+    def grid(self, p): return p['scale'], torch.full_like(p['scale'], 2**(self.bits-1))
+    def code(self, x, p): return nearest(x, *self.grid(p), self.bits)
+    def value(self, c, p): return affine(c, *self.grid(p))
     def store(self, c, p, shape):
         parts, meta = dict(codes=c.reshape(shape), scale=p['scale'].half()), dict(mid=2**(self.bits-1))
         return QTensor(parts, dict(codes=self.bits, scale=16), centred_rows.fmt, meta, tuple(shape))
