@@ -2,7 +2,7 @@
 
 Every time is the median of replays of a CUDA graph that holds one call for each of several copies of the weights, more
 of them than the cache keeps: no weight is read twice in a row."""
-import math, statistics, time
+import math, statistics
 import torch
 from torch.nn import functional as F
 from quantlab.kernels import hadamard as H, wna16 as W
@@ -100,21 +100,4 @@ def rotations()->list:
         rows.append(dict(load=name, us={a:round(t,2) for a,t in us.items()}))
     return rows
 
-def _seconds(f): # of the second call: the first compiles
-    f(); torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); t = time.perf_counter()
-    f(); torch.cuda.synchronize(); return time.perf_counter()-t
-
-def gptq()->list:
-    "GPTQ of the layers of one block of an 8B model, from statistics to codes, 4 bits in groups of 128"
-    from quantlab.core.stats import stats_of
-    from quantlab.formats.int import Int
-    from quantlab.ptq.gptq import GPTQ
-    rows = []
-    for name,(n,k) in _WIDE.items():
-        w, st = torch.randn(n, k, device='cuda')/k**.5, stats_of(torch.randn(4096, k, device='cuda'))
-        s = _seconds(lambda: GPTQ(Int(4,128))(w, st))
-        peak = round(torch.cuda.max_memory_allocated()/1e6)
-        rows.append(dict(layer=name, n=n, k=k, seconds=round(s,4), peak_MB=peak))
-    return rows
-
-TABLES = dict(layers=layers, decoder=decoder, rotations=rotations, gptq=gptq)
+TABLES = dict(layers=layers, decoder=decoder, rotations=rotations)

@@ -150,8 +150,9 @@ def _group(words, x, s, z, acc, seen, G:tl.constexpr, PG:tl.constexpr, RUN:tl.co
     return acc+sums*s.to(tl.float32)[:,None]
 
 @jit
-def _write(acc, out, part, here, o, ok, M, N, pk, split, ONE:tl.constexpr):
+def _write(acc, out, part, here, m, n, M, N, pk, split, ONE:tl.constexpr):
     "The result; of several parts the last to arrive adds them up, in their order"
+    o, ok = m.to(tl.int64)[None,:]*N+n[:,None], (m<M)[None,:] & (n<N)[:,None]
     if ONE: tl.store(out+o, acc.to(out.dtype.element_ty), mask=ok)
     else:
         tl.store(part+pk.to(tl.int64)*M*N+o, acc, mask=ok, cache_modifier='.cg')
@@ -165,6 +166,12 @@ def _write(acc, out, part, here, o, ok, M, N, pk, split, ONE:tl.constexpr):
             tl.store(here, 0)
 
 @jit
+def _overlap():
+    "The next kernel may be launched while this one runs, which itself waits for the end of the last"
+    gdc_launch_dependents()
+    gdc_wait()
+
+@jit
 def _wna16(x, words, scale, zero, out, part, count, M, N, K, xs, split, GROUP:tl.constexpr, BITS:tl.constexpr,
            COLS:tl.constexpr, Q:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, RUN:tl.constexpr, ONE:tl.constexpr,
            ASYM:tl.constexpr, PLAIN:tl.constexpr):
@@ -175,9 +182,7 @@ def _wna16(x, words, scale, zero, out, part, count, M, N, K, xs, split, GROUP:tl
     R:tl.constexpr = PG if PG<RUN else RUN
     HALF:tl.constexpr = BITS==8 or x.dtype.element_ty==tl.float16 # 128+code in bfloat16 needs codes below 128
     first, last = pk*(K//COLS)//split, (pk+1)*(K//COLS)//split
-    if not PLAIN: # the next kernel may be launched while this one runs; this one waits for the end of the last
-        gdc_launch_dependents()
-        gdc_wait()
+    if not PLAIN: _overlap()
     n, m = pn*BN+tl.arange(0, BN), pm*BM+tl.arange(0, BM)
     seen, real, acc = m<M, n<N, tl.zeros((BN,BM), tl.float32)
     wp = words+(n//64).to(tl.int64)[:,None]*(K*BITS//16*64)+(n%64)[:,None]*Q+tl.arange(0, Q)[None,:]
@@ -186,13 +191,10 @@ def _wna16(x, words, scale, zero, out, part, count, M, N, K, xs, split, GROUP:tl
     for t in range(first, last):
         w = _load(wp+t*(4*COLS*BITS), real, Q, BITS)
         for g in tl.static_range(NG):
-            s, r = after, t*COLS//GROUP+g
-            ahead = r+1 if NG>1 else (t+1)*COLS//GROUP
-            after = tl.load(scale+ahead*N+n, mask=real & (ahead*GROUP<K), other=0)
-            z = _zero(zero, r, N, n, real, BITS, ASYM)
+            s, r, h = after, t*COLS//GROUP+g, t*COLS//GROUP+g+1 if NG>1 else (t+1)*COLS//GROUP
+            after, z = tl.load(scale+h*N+n, mask=real & (h*GROUP<K), other=0), _zero(zero, r, N, n, real, BITS, ASYM)
             acc = _group(w, xp+t*COLS, s, z, acc, seen, g, PG, R, Q, BITS, HALF, PLAIN)
-    o, ok = m.to(tl.int64)[None,:]*N+n[:,None], seen[None,:] & real[:,None]
-    _write(acc, out, part, count+pn*tl.num_programs(0)+pm, o, ok, M, N, pk, split, ONE)
+    _write(acc, out, part, count+pn*tl.num_programs(0)+pm, m, n, M, N, pk, split, ONE)
 
 @jit
 def _dense(words, scale, zero, out, N, K, GROUP:tl.constexpr, BITS:tl.constexpr, COLS:tl.constexpr, Q:tl.constexpr,

@@ -3,7 +3,8 @@
 What takes the place of a layer after quantization.
 
 `QLinear` holds a coded weight, an optional quantizer of its inputs, and a backend: `dense` decodes once and keeps a float weight
-(evaluation), `ref` keeps the packed bytes and decodes at every call (true memory). A convolution is the same layer behind an
+(evaluation), `ref` keeps the packed bytes and decodes at every call (true memory), `triton` multiplies
+with packed codes on a GPU (integer grids of 2, 3, 4 or 8 bits). A convolution is the same layer behind an
 unfolding. Inputs are quantized dynamically, with parameters fitted at every call (group 0: the whole tensor of the call, -1: one
 token, g: g channels of one token), or statically, with parameters that calibration fixed. **Storage**: the weight's, and 16 or
 32 bits for each parameter of a static quantizer; a dynamic one stores nothing."""
@@ -117,14 +118,14 @@ class _Form: # all of a QTensor but its parts
     shape:tuple
 
 # %% ../../nbs/core/10_qlayer.ipynb #6bc32d4b
-BACKENDS = ('dense', 'ref')
+BACKENDS = ('dense', 'ref', 'triton')
 
 class QLinear(nn.Module):
     "A linear layer, or a convolution, whose weight is a `QTensor`"
     def __init__(self,
         q:QTensor,                # coded weight [o,i]
         bias:Tensor|None=None,    # bias [o]
-        backend:str='dense',      # 'dense' decodes once, 'ref' at every call
+        backend:str='dense',      # 'dense' decodes once, 'ref' at every call, 'triton' inside the product, on a GPU
         dtype:torch.dtype=torch.float32, # of the decoded weight
         error:float=float('nan'), # layer error found when it was quantized
         act:Codec|Static|None=None, # quantizer of the inputs
@@ -132,11 +133,11 @@ class QLinear(nn.Module):
         nn.Module.__init__(self)
         if backend not in BACKENDS:
             raise ValueError(f'backend={backend!r} is not available; use one of {", ".join(BACKENDS)}')
-        self.backend, self.dtype, self.error, self.act = backend, dtype, error, act
-        self.tokens, self.conv = None, None # calibration tokens, arguments of the convolution
+        self.backend, self.dtype, self.error, self.act, self.tokens, self.conv = backend, dtype, error, act, None, None
         self.out_features, self.in_features = q.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        if backend=='ref': self.held, self.form = _squeeze(q), _Form(q.width, q.fmt, q.meta, q.shape)
+        if backend=='triton': self.fused = importlib.import_module('quantlab.kernels._layer').fused(q)
+        if backend!='dense': self.held, self.form = _squeeze(q), _Form(q.width, q.fmt, q.meta, q.shape)
         else: self.coded = q; self.register_buffer('dense', q.decode().to(dtype), persistent=False)
 
     @property
@@ -156,6 +157,7 @@ class QLinear(nn.Module):
 
     def forward(self, x):
         if self.act is not None: x = self.act.fake(channels_last(x, self.conv)).movedim(-1, 1 if self.conv else -1)
+        if self.backend=='triton': return self.fused(x, self.bias)
         W = self.weight.to(x.device)
         return F.linear(x, W, self.bias) if self.conv is None else _convolve(x, W, self.bias, self.conv)
 
@@ -178,4 +180,5 @@ def qlayer(
     "A quantized layer in the place of `layer`"
     new = QLinear(q, layer.bias, backend, layer.weight.dtype, error, act)
     new.conv = geometry(layer)
+    if new.conv and backend=='triton': raise ValueError("backend='triton' is for linear layers; use 'dense' or 'ref'")
     return new
