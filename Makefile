@@ -1,24 +1,28 @@
-# make demo | test | lab | check | new | evidence | league | bench.  Nothing is needed beforehand but make and Python 3.11 or newer.
+# make demo | test | lab | docs | check | new | evidence | league | browser | bench
+# Nothing is needed beforehand but make and Python 3.11 or newer.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/pyproject.toml
 GPU    := $(shell command -v nvidia-smi)
 SHELL  := /bin/bash
+CHROMIUM := $(shell command -v chromium chromium-browser google-chrome)
 # one thread per process, so that sums have one order; without a GPU kernels run in Triton's interpreter
 QUIET  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test lab check new evidence league bench force
+.PHONY: help demo test lab docs check new evidence league browser bench force
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo                                   quantize the small language model, compare methods, write out/'
 	@echo 'make test                                   run every notebook and every test'
 	@echo 'make lab                                    open the notebooks'
+	@echo 'make docs                                   build the documentation, into docs/_build/html'
 	@echo 'make new room=ptq name=mine paper=2210.17323  start a method from the template'
 	@echo 'make check [nb=nbs/ptq/05_mine.ipynb]       export, run and clean what changed, then the contract tests'
 	@echo 'make evidence                               measure the claims of all methods again, into data/evidence.jsonl'
 	@echo 'make league [kind=codec]                    compare all methods of a kind, into data/league.jsonl'
+	@echo 'make browser                                try JupyterLab, the documentation and the report in chromium'
 	@echo 'make bench                                  measure the kernels on this machine'"'"'s GPU, into data/bench'
 
 # The environment, made again when its pins change: contents are compared, because nbdev-export rewrites the file as it is
@@ -31,6 +35,11 @@ $(READY): $(shell cmp -s pyproject.toml $(READY) || echo force)
 
 force:
 
+# what more a target needs, installed once
+$(VENV)/docs $(VENV)/browser: $(VENV)/%: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,$*]'
+	@touch $@
+
 demo: $(READY)
 	@$(BIN)/quantlab run --calib 8 --items 8
 
@@ -39,6 +48,12 @@ test: $(READY)
 
 lab: $(READY)
 	@$(if $(GPU),,TRITON_INTERPRET=1) $(BIN)/jupyter lab nbs
+
+docs: $(VENV)/docs
+	@$(QUIET) $(BIN)/python docs/build.py
+
+browser: $(if $(CHROMIUM),docs $(VENV)/browser)
+	@$(if $(CHROMIUM),$(QUIET) BROWSER=1 $(BIN)/python -m pytest tests/browser,echo 'chromium is not installed: no browser tests')
 
 new: $(READY)
 	@$(BIN)/quantlab new '$(room)' '$(name)' --paper '$(paper)'

@@ -181,6 +181,6 @@ def _verdict(name, mine, ratio):
     means = [statistics.mean(v) for v in rounds]; m = statistics.mean(means)
     se = statistics.stdev(means)/len(means)**.5 if len(means)>1 else float('nan')
     kl = {f'{v:g} bits':statistics.mean(k) for v in BUDGETS if (k:=[r['kl'] for r in mine if r['bits']==v])}
-    said = 'ahead' if m<-2*se else 'behind' if m>2*se else 'no difference'
+    said = 'one round' if len(means)<2 else 'ahead' if m<-2*se else 'behind' if m>2*se else 'no difference'
     cost = {k:statistics.mean(r[k] for r in mine) for k in ('passes','seconds')}
     return dict(method=name, **kl, ratio=math.exp(m), error=se, **cost, verdict=said)
