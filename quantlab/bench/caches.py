@@ -32,6 +32,7 @@ from ..kvcache.kv import cache_for, kv
 from ..kvcache.kvtuner import KVTuner, pick, tune
 from ..kvcache.mikv import H2O, MiKV
 from ..kvcache.rotatekv import RotateKV, channel_orders
+from ..kvcache.vidkv import VidKV
 from ..kvcache.zipvl import Mass, ZipVL
 
 # %% ../../nbs/bench/13d_caches.ipynb #b0f267de
@@ -136,6 +137,7 @@ ENTRANTS = {e.name:e for e in (
     Entrant('kvtuner', _table, ((3.,),(3.5,),(4.5,)), _tuned(KVTuner())),
     Entrant('kvtuner-channel', _table, ((3.5,),(4.5,),(5.5,)), _tuned(KVTuner(group=32,axis='channel'))),
     Entrant('zipvl', lambda _,a,b,tau: ZipVL(Mass(tau),(a,b),16,32), ((4,2,.6),(4,2,.9),(4,4,.9))),
+    Entrant('vidkv', lambda _,n: VidKV(window=n), ((0,),(32,),(128,))),
     Entrant('a2ats', lambda lists,n: A2ATS(top=n,books=lists), ((16,),(64,)), lambda m,x: books(heard(m,x[0]))))}
 
 def entrants(
