@@ -34,14 +34,15 @@ def _kept(t, dtype): # the high and the low part of a float32 number in 16 bits
     return high, (t-high.to(tl.float32)).to(dtype)
 
 @jit
-def _hadamard(x, A, B, out, scale, xs, NA, NB, norm, PA:tl.constexpr, PB:tl.constexpr, CODES:tl.constexpr):
+def _hadamard(x, A, B, out, scale, xs, NA, NB, down, norm, PA:tl.constexpr, PB:tl.constexpr, CODES:tl.constexpr):
     "One program: one row"
     r, a, b = tl.program_id(0).to(tl.int64), tl.arange(0, PA), tl.arange(0, PB)
     ok, o = (a<NA)[:,None] & (b<NB)[None,:], a[:,None]*NB+b[None,:]
     X = tl.load(x+r*xs+o, mask=ok, other=0)
     left = tl.load(A+a[:,None]*NA+a[None,:], mask=(a<NA)[:,None] & (a<NA)[None,:], other=0).to(X.dtype)
     right = tl.load(B+b[None,:]*NB+b[:,None], mask=(b<NB)[:,None] & (b<NB)[None,:], other=0).to(X.dtype)
-    high, low = _kept(tl.dot(left, X, input_precision='ieee'), X.dtype)
+    Z = tl.dot(left, X, input_precision='ieee')*down # sums of NA numbers, brought back to about their size
+    high, low = _kept(Z, X.dtype)
     y = tl.dot(low, right, tl.dot(high, right, input_precision='ieee'), input_precision='ieee')*norm
     if CODES:
         s = tl.maximum(tl.max(tl.max(tl.where(ok, tl.abs(y), 0), 1), 0)/127, 1e-10)
@@ -52,9 +53,9 @@ def _hadamard(x, A, B, out, scale, xs, NA, NB, norm, PA:tl.constexpr, PB:tl.cons
 
 def _launched(x, A, B, out, scale, codes):
     pa, pb = (max(16, 1<<(len(t)-1).bit_length()) for t in (A,B))
-    x = x if x.stride(1)==1 else x.contiguous()
+    x, down = x if x.stride(1)==1 else x.contiguous(), 2.**-((len(A).bit_length()-1)//2)
     if len(x): _hadamard[(len(x),)](x, A.contiguous(), B.contiguous(), out, scale, x.stride(0), len(A), len(B),
-                                    x.shape[1]**-.5, pa, pb, codes, num_warps=4 if pa*pb<=4096 else 8)
+                                    down, x.shape[1]**-.5/down, pa, pb, codes, num_warps=4 if pa*pb<=4096 else 8)
     return out
 
 def hadamard(
@@ -117,6 +118,6 @@ def builds()->list: # (kernel, types of its arguments, its constants) that must 
     "Both kinds of output"
     def one(kind, out, codes):
         like = dict(**{k:'*'+kind for k in ('x','A','B')}, out='*'+out, scale='*fp32',
-                    **{k:'i32' for k in ('xs','NA','NB')}, norm='fp32')
+                    **{k:'i32' for k in ('xs','NA','NB')}, down='fp32', norm='fp32')
         return _hadamard, like, dict(PA=64, PB=64, CODES=codes)
     return [one('fp16','fp16',False), one('bf16','i8',True)]
