@@ -11,7 +11,7 @@ of their claims. `write_pages` writes `00_index.ipynb` in every room; the same n
 __all__ = ['ABOUT', 'room_page', 'write_pages']
 
 # %% ../../nbs/recipes/05_index.ipynb #9fb6cce6
-import hashlib, json, re
+import hashlib, json, re, sys
 from collections import Counter
 from pathlib import Path
 import quantlab
@@ -57,9 +57,9 @@ def _line(book, where, rows):
     return f'| [{title}]({book.name}) | {says} | {names} |'
 
 def _registered(): # module -> its methods
-    out = {}
-    for m in methods().values(): out.setdefault(type(m.make()).__module__.removeprefix('quantlab.'), []).append(m)
-    return out
+    methods() # imports every module that registers something
+    return {n.removeprefix('quantlab.'):m.__methods__ for n,m in sys.modules.items()
+            if n.startswith('quantlab.') and hasattr(m,'__methods__')}
 
 def room_page(
     room:Path, # a folder of nbs/
