@@ -7,10 +7,12 @@ Modules:
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.evidence`: What each paper claims, what was measured here, and a verdict that may not change unnoticed.
 - `quantlab.bench.harness`: Let EleutherAI's lm-evaluation-harness ask a model of this package, float or quantized, questions that are made on the machine.
+- `quantlab.bench.kernels`: The product with coded weights and its split columns, held to the promises of an operator and to the claims of their papers.
 - `quantlab.bench.league`: Several methods on one model under one protocol, compared at equal stored bits, and the results kept.
 - `quantlab.bench.mixtures`: Every way to decide which layer gets how many bits, at the same stored bits, beside the plainest way of spending as many forward passes.
 - `quantlab.bench.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
 - `quantlab.bench.scores`: Three ways to say how far a damaged language model is from the one it was made of, and which question each of them answers.
+- `quantlab.bench.speed`: Seconds and memory to quantize the layers of one block of a large model on a GPU.
 - `quantlab.bench.tasks`: Questions with one right answer: finding one fact among many at several context lengths, and choosing the true continuation.
 - `quantlab.bench.testbeds`: What every embedded network is good for: its quality in full precision and rounded, what it took to train, and how long a useful evaluation takes.
 - `quantlab.bench.train_aligned`: Teach the embedded language model to say *unknown*, to refuse and to obey, by a change of low rank, and measure what rounding undoes.
@@ -50,7 +52,23 @@ Modules:
 - `quantlab.core.stream`: Quantize a model that does not fit into memory, block by block from its files, and go on after a crash as if nothing had happened.
 - `quantlab.core.testbed`: Small language models that ship with the checkout, and windows of the text they never saw.
 - `quantlab.core.walk`: Visit a model block by block, each layer with the statistics of the inputs it will really see, everything upstream already quantized.
+- `quantlab.export.compressed`: Write integers, FP8, NVFP4 and MX in the folder format that vLLM and transformers read, and have the library that defined the format read it back.
+- `quantlab.export.compressed_words`: One layer in the words of compressed-tensors, integers, FP8, NVFP4 and MX, compared bit for bit with what the library that defined them reads and writes.
 - `quantlab.export.folder`: A quantized model as a folder that any safetensors reader opens, with a format that fits on one page.
+- `quantlab.export.gguf`: A Llama or Qwen model, quantized here or not, in the one file that llama.cpp runs, every code as the solver left it.
+- `quantlab.export.gguf_blocks`: Fourteen block formats as tables of who sits in which bits of a byte; one function reads all of them, one writes all of them.
+- `quantlab.export.gguf_file`: A container of names, facts and tensors, written in one piece and read with nothing taken on trust.
+- `quantlab.export.gguf_fit`: Scales by search and regression for every block format of GGUF, and the formats as codecs of this package.
+- `quantlab.export.gguf_names`: What GGUF calls the tensors of a Llama or Qwen model, and in which order it holds the rows of queries and keys.
+- `quantlab.export.gguf_tokens`: A byte-level BPE tokenizer as facts of a GGUF file, if llama.cpp knows its rule of words by name.
+- `quantlab.export.gguf_transcode`: A layer that a solver has put on integers, trits or MXFP4 is written in blocks of GGUF code for code, and refused if no format has its numbers.
+- `quantlab.export.grids`: An integer grid in the form from which every format of integers can be written, and words of 32 bits as they all use them.
+- `quantlab.export.hub`: After `import quantlab`, `AutoModelForCausalLM.from_pretrained(folder)` gives the quantized model, with the same logits bit for bit.
+- `quantlab.export.late`: Do something at the moment when another package is imported, and nothing before: so that `import quantlab` stays light and is still enough.
+- `quantlab.export.layout`: Everything that formats of coded layers have in common: what is refused, what is written in which order, what is checked when it is read.
+- `quantlab.export.matrix`: Every way to code weights and every file format: written, read back and read by somebody else, or refused with the reason.
+- `quantlab.export.packed`: The two folders that most quantized language models are published in: written, read, and turned into each other without rounding.
+- `quantlab.export.reading`: Find out in which format a model lies on disk, and read it back as a model of this package, codes and all.
 - `quantlab.formats.blocks`: Short blocks of tiny floats that share an 8-bit scale: a power of two for MX, an 8-bit float for NVFP4.
 - `quantlab.formats.fixed`: Whole numbers with a binary point at an agreed place, with the rounding and overflow of real hardware, exact to the last bit.
 - `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges searched.
@@ -158,3 +176,6 @@ Modules:
 - `quantlab.vq.vptq`: Replace short vectors of weights by entries of a list, one input column after another, and let the columns that are still free pay for what each column lost."""
 
 __version__ = "0.1.0"
+
+from .export.late import watch as _watch
+_watch() # transformers knows quantlab's folders as soon as it is imported
