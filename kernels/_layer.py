@@ -13,6 +13,8 @@ def _affine(q): # codes [o,i], scale [o,groups], zero or None, bits
                          f"weight has format {q.fmt}, {q.width.get('codes')} bits: use backend='dense' or 'ref'")
     (o, i), bits = q.shape, q.width['codes']
     s, z = q.parts['scale'], q.parts.get('zero')
+    if z is not None and not torch.equal(z.float().round().clamp(0,255).to(z.dtype), z):
+        raise ValueError("backend='triton' needs whole zero points from 0 to 255: use backend='dense' or 'ref'")
     if s.numel()<o: s, z = s.reshape(-1).expand(o), None if z is None else z.reshape(-1).expand(o)
     if z is None and q.meta['mid']!=2**(bits-1): z = torch.full_like(s, q.meta['mid'])
     return q.parts['codes'].reshape(o,i).to(torch.uint8), s.reshape(o,-1), None if z is None else z.reshape(o,-1), bits

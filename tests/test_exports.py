@@ -143,7 +143,6 @@ def test_what_is_refused_leaves_nothing(name, tmp_path):
 
 # the matrix of methods and formats
 
-@pytest.mark.xfail(strict=True, reason='GGUF makes whole numbers of real zero points: hqq and rtn-hqq')
 def test_no_format_returns_other_weights(): # among the cells that are recorded
     rows = [json.loads(l) for l in (settings().data/'exports.jsonl').read_text('utf8').splitlines()]
     wrong = [(r['source'],r['export']) for r in rows if r['verdict']=='wrong']

@@ -25,7 +25,8 @@ def _integers(q): # integers [r, g] and 16-bit scales [r, 1] of an integer grid,
     kind, s = q.fmt.rpartition('.')[2], q.parts.get('scale')
     zero = dict(affine_rows=lambda: q.parts['zero'].int(), centred_rows=lambda: q.meta['mid'],
                 sign_rows=lambda: 1, trit_rows=lambda: 1).get(kind)
-    if zero is None or not q.fmt.startswith('formats.') or s.dtype is not torch.float16: return None
+    between = kind=='affine_rows' and q.parts['zero'].is_floating_point() # zero points between two levels
+    if zero is None or between or not q.fmt.startswith('formats.') or s.dtype is not torch.float16: return None
     c = unpack_trits(q.parts['codes'], q.meta['n']) if kind=='trit_rows' else q.parts['codes']
     c = c.reshape(len(s),-1).int()
     return (2*c-1 if kind=='sign_rows' else c-zero()), s

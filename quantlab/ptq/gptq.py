@@ -118,7 +118,7 @@ def feedback(
     def params(W, a):
         if a%g==0: P.append(codec.fit(groups(W,0) if codec.group==0 else W[:,a:a+g]))
         return lambda j: P[-1]
-    codes = sweep(W, U, codec, params, g if g<i else run)
+    codes = sweep(W, U, codec, params, g if g<i else max(run,codec.block))
     return codec.store(codes, join(P), tuple(W.shape))
 
 # %% ../../nbs/ptq/02_gptq.ipynb #601db5c2
