@@ -10,7 +10,7 @@ CHROMIUM := $(shell command -v chromium chromium-browser google-chrome)
 # one thread per process, so that sums have one order; without a GPU kernels run in Triton's interpreter
 QUIET  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test lab docs check new evidence league browser bench force
+.PHONY: help demo test lab docs check new evidence league browser interop bench force
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make check [nb=nbs/ptq/05_mine.ipynb]       export, run and clean what changed, then the contract tests'
 	@echo 'make evidence                               measure the claims of all methods again, into data/evidence.jsonl'
 	@echo 'make league [kind=codec]                    compare all methods of a kind, into data/league.jsonl'
+	@echo 'make interop [llama=PYTHON]                 run GGUF files in llama.cpp, with a Python that has llama-cpp-python'
 	@echo 'make browser                                try JupyterLab, the documentation and the report in chromium'
 	@echo 'make bench                                  measure the kernels on this machine'"'"'s GPU, into data/bench'
 
@@ -51,6 +52,10 @@ lab: $(READY)
 
 docs: $(VENV)/docs
 	@$(QUIET) $(BIN)/python docs/build.py
+
+llama ?= $(BIN)/python
+interop: $(READY)
+	@$(QUIET) QUANTLAB_LLAMA='$(llama)' $(BIN)/python -m pytest tests/interop_gguf.py -rs
 
 browser: $(if $(CHROMIUM),docs $(VENV)/browser)
 	@$(if $(CHROMIUM),$(QUIET) BROWSER=1 $(BIN)/python -m pytest tests/browser,echo 'chromium is not installed: no browser tests')

@@ -20,15 +20,13 @@ from jaxtyping import Float, UInt8
 from ..core import *
 
 # %% ../../nbs/formats/01_int.ipynb #150d0f38
-def _affine(c, s, z): return (c.float()-z)*s # without checks of shapes, for loops over columns
-
 def affine(
     c:UInt8[Tensor,"r g"],  # codes
     s:Float[Tensor,"r 1"],  # distance between levels
     z:Float[Tensor,"r 1"],  # code of zero
 )->Float[Tensor,"r g"]:     # decoded numbers
     "The number that each code stands for"
-    return _affine(c, s, z)
+    return (c.float()-z)*s
 
 @decoder
 def affine_rows(parts, meta): # scale and zero point of each row are stored
@@ -41,9 +39,6 @@ def centred_rows(parts, meta): # the middle code is zero
     return affine(parts['codes'].reshape(len(s),-1), s, torch.full_like(s, meta['mid']))
 
 # %% ../../nbs/formats/01_int.ipynb #470e1761
-def _nearest(x, s, z, bits): # without checks of shapes, for loops over columns
-    return ((x/s).round()+z).clamp(0, 2**bits-1).to(torch.uint8)
-
 def nearest(
     x:Float[Tensor,"r g"],  # numbers
     s:Float[Tensor,"r 1"],  # distance between levels, not zero
@@ -51,7 +46,7 @@ def nearest(
     bits:int,               # bits of a code
 )->UInt8[Tensor,"r g"]:     # codes
     "The code of the level nearest to each number"
-    return _nearest(x, s, z, bits)
+    return ((x/s).round()+z).clamp(0, 2**bits-1).to(torch.uint8)
 
 # %% ../../nbs/formats/01_int.ipynb #d972bcf7
 def asymmetric(
@@ -105,8 +100,9 @@ class Int:
         grid, value = lambda x,k: asymmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
         return search_range(x, w, grid, value, self.search)
     def grid(self, p): return p['scale'], p['zero']
-    def code(self, x, p): return _nearest(x, *self.grid(p), self.bits)
-    def value(self, c, p): return _affine(c, *self.grid(p))
+    def code(self, x, p): # `nearest` and `affine` without a call: error feedback asks for every column
+        return ((x/p['scale']).round()+p['zero']).clamp(0, 2**self.bits-1).to(torch.uint8)
+    def value(self, c, p): return (c.float()-p['zero'])*p['scale']
     def store(self, c, p, shape):
         parts = dict(codes=c.reshape(shape), scale=p['scale'].half(), zero=p['zero'].to(torch.uint8))
         return QTensor(parts, dict(codes=self.bits, scale=16, zero=self.bits), affine_rows.fmt, {}, tuple(shape))
@@ -132,8 +128,9 @@ class SymInt:
         grid, value = lambda x,k: symmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
         return search_range(x, w, grid, value, self.search)
     def grid(self, p): return p['scale'], torch.full_like(p['scale'], 2**(self.bits-1))
-    def code(self, x, p): return _nearest(x, *self.grid(p), self.bits)
-    def value(self, c, p): return _affine(c, *self.grid(p))
+    def code(self, x, p): # `nearest` and `affine` without a call: error feedback asks for every column
+        return ((x/p['scale']).round()+2**(self.bits-1)).clamp(0, 2**self.bits-1).to(torch.uint8)
+    def value(self, c, p): return (c.float()-2**(self.bits-1))*p['scale']
     def store(self, c, p, shape):
         parts, meta = dict(codes=c.reshape(shape), scale=p['scale'].half()), dict(mid=2**(self.bits-1))
         return QTensor(parts, dict(codes=self.bits, scale=16), centred_rows.fmt, meta, tuple(shape))
