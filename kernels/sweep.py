@@ -8,7 +8,7 @@ from torch import Tensor
 from jaxtyping import Float
 from quantlab.kernels._launch import jit, require, tl
 
-RTOL, ATOL = 1e-4, 1e-3      # codes are equal; errors are differences of numbers of up to 1e4 (the case of extremes)
+RTOL, ATOL = 1e-4, 1e-3      # of errors, differences of numbers of up to 1e4; a code may differ at a tie
 ROWS = 16                    # of a program
 
 def _check(W, U, scale, zero, bits):

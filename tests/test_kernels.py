@@ -1,7 +1,7 @@
 """Every kernel equals its reference on awkward inputs, in Triton's interpreter or on the GPU."""
 import importlib, inspect, os, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, torch
 from torch import Tensor
 from quantlab.core.method import near, untouched
 from quantlab.kernels._launch import INTERPRET
@@ -83,3 +83,10 @@ def test_many_tokens_are_multiplied_with_decoded_weights(): # the two ways of `p
     W = OPS['wna16']; x, q, s, z, bits, group = W._make('cpu' if INTERPRET else 'cuda', 8, 64, 256, 4, 64)
     packed = W.tile(q,bits), s, z, bits, group; many = x.repeat(W.DECODE//8, 1)
     near(W.product(many,*packed)[:8], W.product(x,*packed), W.RTOL, W.ATOL)
+
+def test_zero_points_between_levels_are_refused(): # they would be cut to whole ones
+    from quantlab.formats.int import Int
+    from quantlab.kernels._layer import fused
+    q = Int(4,32)(torch.randn(8, 128, generator=torch.Generator().manual_seed(0))); fused(q)
+    q.parts['zero'] = q.parts['zero'].half()+.5
+    with pytest.raises(ValueError, match='whole zero points'): fused(q)
