@@ -18,35 +18,46 @@ def batches(): return [torch.randint(0, 96, (2,48), generator=gen(s)) for s in r
 def logits(m, x):
     with torch.no_grad(): return m(x).logits
 
-@pytest.mark.parametrize('m', SOLVERS)
-def test_quantize_keeps_the_callers_model(model, batches, m):
-    with untouched(*model.state_dict().values()): q = pipe(model, batches, quantize(m.make()))
+@pytest.fixture(scope='module')
+def m(request): return request.param
+
+@pytest.fixture(scope='module')
+def q(model, batches, m): # the model quantized by one solver, once for all tests of it; the model itself stays as it was
+    with untouched(*model.state_dict().values()): return pipe(model, batches, quantize(m.make()))
+
+@pytest.mark.parametrize('m', SOLVERS, indirect=True)
+def test_quantize_covers_every_layer(model, batches, m, q):
     assert qlayers(q).keys()==quantizable(model).keys() and bits_per_weight(q)<16
     assert logits(q,batches[0]).isfinite().all() and not torch.equal(logits(q,batches[0]), logits(model,batches[0]))
 
-@pytest.mark.parametrize('m', SOLVERS)
-def test_same_seed_same_bits(model, batches, m):
-    a, b = (pipe(model, batches, quantize(m.make())) for _ in range(2))
-    for n,l in qlayers(a).items():
-        for k,t in l.q.parts.items(): assert torch.equal(t, qlayers(b)[n].q.parts[k]), f'{n} {k}'
+@pytest.mark.parametrize('m', SOLVERS, indirect=True)
+def test_same_seed_same_bits(model, batches, m, q):
+    again = qlayers(pipe(model, batches, quantize(m.make())))
+    for n,l in qlayers(q).items():
+        for k,t in l.q.parts.items(): assert torch.equal(t, again[n].q.parts[k]), f'{n} {k}'
 
 LOAD = '''import sys, torch; from quantlab.core import *
-m, x = load_model(sys.argv[1]), torch.load(sys.argv[2], weights_only=True)
-assert torch.equal(m(x['ids']).logits, x['logits']), 'the loaded model computes something else'
-print(stored_bits([l.q for l in qlayers(m).values()]))'''
+for line in sys.stdin:
+    folder, x = line.split('\\t'); m, x = load_model(folder), torch.load(x.strip(), weights_only=True)
+    same = torch.equal(m(x['ids']).logits, x['logits'])
+    print(f"{same} {stored_bits([l.q for l in qlayers(m).values()])}", flush=True)'''
 
-@pytest.mark.parametrize('m', SOLVERS)
-def test_saved_model_in_a_fresh_process(model, batches, m, tmp_path):
-    q = pipe(model, batches, quantize(m.make()))
+@pytest.fixture(scope='module')
+def elsewhere(): # a process that has never seen the models it is told to load
+    p = subprocess.Popen([sys.executable, '-c', LOAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield p
+    p.stdin.close(); p.wait(60)
+
+@pytest.mark.parametrize('m', SOLVERS, indirect=True)
+def test_saved_model_in_another_process(batches, m, q, elsewhere, tmp_path):
     folder, x = save_model(q, tmp_path/'model'), tmp_path/'x.pt'
     torch.save(dict(ids=batches[0], logits=logits(q,batches[0])), x)
-    r = subprocess.run([sys.executable, '-c', LOAD, folder, x], capture_output=True, text=True)
-    assert r.returncode==0, r.stderr
-    assert int(r.stdout)==stored_bits([l.q for l in qlayers(q).values()])
+    print(folder, x, sep='\t', file=elsewhere.stdin, flush=True)
+    assert elsewhere.stdout.readline()==f'True {stored_bits([l.q for l in qlayers(q).values()])}\n', 'logits or bits differ'
 
-@pytest.mark.parametrize('m', SOLVERS)
-def test_file_is_as_small_as_counted(model, batches, m, tmp_path):
-    q = pipe(model, batches, quantize(m.make())); save_model(q, tmp_path)
+@pytest.mark.parametrize('m', SOLVERS, indirect=True)
+def test_file_is_as_small_as_counted(m, q, tmp_path):
+    save_model(q, tmp_path)
     size, counted = (tmp_path/'model.safetensors').stat().st_size, stored_bits([l.q for l in qlayers(q).values()])/8
     rest = sum(t.numel()*t.element_size() for t in model_tensors(q).values() if isinstance(t,torch.Tensor))
     with open(tmp_path/'model.safetensors','rb') as f: header = 8+int.from_bytes(f.read(8),'little')

@@ -122,10 +122,14 @@ def numeric_checks(m):
 # %% ../../nbs/kvcache/04_contract.ipynb #b25e6db1
 _CALLS = [168]+[1]*32 # a prompt, then decoding
 
-def model_checks(m):
+def model_checks(
+    m,                   # a registered cache
+    bed:object=None,     # a language model of at least 97 tokens and 256 positions; None for a random Llama
+):
     "Promises of a model that reads from the cache"
     o, ids = m.make(), torch.randint(1, 97, (2,200), generator=gen())
-    def model(): return pipe(tiny_llama(hidden_size=256, max_position_embeddings=256), [ids[:,:8]], kv(o))
+    def model():
+        return pipe(bed or tiny_llama(hidden_size=256, max_position_embeddings=256), [ids[:,:8]], kv(o))
     def generate_is_decoding():
         q, calls = model(), _CALLS if hasattr(feed(o,toy_cache(8)),'coded') else 200
         got = q.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(ids))
