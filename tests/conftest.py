@@ -7,6 +7,16 @@ os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')
 from jaxtyping import install_import_hook
 install_import_hook('quantlab', 'beartype.beartype') # annotations of shape and dtype are checked in every call
 
-import torch
+import nbrun, pytest, torch
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
+
+def pytest_collection_modifyitems(items): # notebooks run beside the other tests, so their results are asked for last
+    items.sort(key=lambda i: i.name.startswith('test_notebook['))
+
+@pytest.fixture(scope='session', autouse=True)
+def runs(request): # the notebooks of the selected tests, all started before the first test; path -> future
+    chosen = [i.callspec.params['path'] for i in request.session.items if i.name.startswith('test_notebook[')]
+    pool, futures = nbrun.run_all(chosen, workers=min(os.cpu_count() or 1, 8))
+    yield futures
+    pool.shutdown(cancel_futures=True)

@@ -5,8 +5,8 @@ from quantlab.core import methods
 from quantlab.kvcache.contract import model_checks
 
 CACHES = [pytest.param(m, id=n) for n,m in methods().items() if m.kind=='cache']
-SIZES = dict(hidden_size=256, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=64, vocab_size=97,
-             max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+SIZES = dict(hidden_size=256, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=64,
+             vocab_size=97, max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=0)
 # heads of keys for four of queries: no sharing; biases; normed queries and keys; capped logits and a sliding window
 FAMILIES = dict(llama=4, qwen2=2, qwen3=2, gemma2=2)
 

@@ -1,5 +1,4 @@
 """Every notebook runs from top to bottom, within its limits, and runs every statement that it exports."""
-import os
 import pytest
 import nbrun
 from quantlab.core.settings import settings
@@ -7,13 +6,6 @@ from quantlab.core.settings import settings
 NBS = nbrun.ROOT/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(s[0] in '._' for s in p.relative_to(NBS).parts))
 CASES = [pytest.param(p, id=str(p.relative_to(NBS).with_suffix(''))) for p in NOTEBOOKS]
-
-@pytest.fixture(scope='session')
-def runs(request): # the notebooks of the selected tests, all started at the first use
-    chosen = [i.callspec.params['path'] for i in request.session.items if 'runs' in i.fixturenames]
-    pool, futures = nbrun.run_all(chosen, workers=min(os.cpu_count() or 1, 8))
-    yield futures
-    pool.shutdown(cancel_futures=True)
 
 @pytest.mark.parametrize('path', CASES)
 def test_notebook(path, runs):

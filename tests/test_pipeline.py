@@ -22,7 +22,7 @@ def logits(m, x):
 def m(request): return request.param
 
 @pytest.fixture(scope='module')
-def q(model, batches, m): # the model quantized by one solver, once for all tests of it; the model itself stays as it was
+def q(model, batches, m): # quantized by one solver, once for all tests of it; the model stays as it was
     with untouched(*model.state_dict().values()): return pipe(model, batches, quantize(m.make()))
 
 @pytest.mark.parametrize('m', SOLVERS, indirect=True)
@@ -53,7 +53,8 @@ def test_saved_model_in_another_process(batches, m, q, elsewhere, tmp_path):
     folder, x = save_model(q, tmp_path/'model'), tmp_path/'x.pt'
     torch.save(dict(ids=batches[0], logits=logits(q,batches[0])), x)
     print(folder, x, sep='\t', file=elsewhere.stdin, flush=True)
-    assert elsewhere.stdout.readline()==f'True {stored_bits([l.q for l in qlayers(q).values()])}\n', 'logits or bits differ'
+    bits = stored_bits([l.q for l in qlayers(q).values()])
+    assert elsewhere.stdout.readline()==f'True {bits}\n', 'logits or bits differ'
 
 @pytest.mark.parametrize('m', SOLVERS, indirect=True)
 def test_file_is_as_small_as_counted(m, q, tmp_path):
