@@ -7,11 +7,12 @@ nbdev-test runs several notebooks in one process, so that one can change what th
 memory, and it cannot tell whether a notebook runs the code that it exports."""
 import argparse, ast, builtins, multiprocessing, os, resource, socket, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORTS, SKIPPED = {'export','exports','exporti'}, {'slow','gpu'}
-LOADED = 'torch matplotlib.figure nbdev.test jaxtyping beartype transformers.models.llama.modeling_llama'.split()
+LOADED = 'torch matplotlib.figure nbdev.test jaxtyping beartype transformers.models.llama.modeling_llama warm'.split()
 fork = multiprocessing.get_context('forkserver')
 
 class Marks(ast.NodeTransformer):
@@ -76,10 +77,12 @@ def run(path, limit=600, **options): # in a process that ends with it; `limit` i
     except EOFError: p.join(); return dict(error=f'{path}: its process died with exit code {p.exitcode}')
     finally: p.join(2); p.kill()
 
-def run_all(paths, workers=2, **options): # path -> future of what `run` returns
+def run_all(paths, workers=2, slots=None, **options): # path -> future of what `run` returns; a run takes one of `slots`
     fork.set_forkserver_preload(LOADED)
+    def one(p):
+        with slots or nullcontext(): return run(p, **options)
     pool = ThreadPoolExecutor(workers)
-    return pool, {p:pool.submit(run, p, **options) for p in paths}
+    return pool, {p:pool.submit(one, p) for p in paths}
 
 def faults(r, seconds, megabytes=2048): # what is wrong with a run, as lines
     if r['error']: return [r['error']]
