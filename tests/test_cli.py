@@ -1,7 +1,9 @@
 "The command line as a user meets it: in a process of its own, with bad input and damaged models"
 import json, os, subprocess, sys
-import pytest
-from quantlab.core import llama, tiny_llama
+import pytest, torch
+from quantlab.core import llama, load_model, pipe, quantize, save_model, tiny_llama
+from quantlab.formats.int import SymInt
+from quantlab.ptq.rtn import RTN
 
 def quantlab(*args, cwd):
     "Run the installed program; its exit code, standard output and standard error"
@@ -44,6 +46,14 @@ BAD = {
                     'model.layers.1.mlp.down_proj.weight of shape (32, 48) holds 1 NaN'),
     'unknown option': (['run','--colour','red'], 'unrecognized arguments: --colour'),
     'unknown recipe': (['run','magic'], "recipe='magic' is unknown; use one of rotate-gptq"),
+    'unknown format': (['export','{good}','--to','tar'], "to='tar' is no registered format; use one of awq_checkpoint"),
+    'no format': (['export','{good}'], 'to=None is no registered format'),
+    'nothing to export': (['export','nowhere','--to','gguf'], "model='nowhere': no such folder"),
+    'cut file to export': (['export','{cut}','--to','gguf','--out','x.gguf'], 'cannot be loaded'),
+    'refused by the format': (['export','{good}','--to','gptq-checkpoint','--out','x'], 'model has no quantized layer'),
+    'unknown type of a format': (['export','{good}','--to','gguf','--out','x.gguf','--kind','Q9'],
+                                 "is to be 'Q9'; types are Q4_0"),
+    'onto itself': (['export','{good}','--to','safetensors','--out','{good}'], 'is the model itself; give --out'),
     'saved model missing': (['complete','nowhere','import'], 'nowhere'),
 }
 
@@ -66,11 +76,23 @@ def test_run_on_a_local_folder_and_eval_of_its_result(models, tmp_path):
     rows = json.loads((tmp_path/'result'/'results.json').read_text())['rows']
     assert [(r['method'],r['bits']) for r in rows]==[('float',16),('rtn',4),('gptq',4),('rtn',3),('gptq',3)]
     assert rows[1]['bytes']==rows[2]['bytes']>rows[3]['bytes']
+    cfg = json.loads((tmp_path/'result'/'model'/'config.json').read_text())
+    assert cfg['quantization_config']['quant_method']=='quantlab' and 'no result/model.gguf: model.layers.0' in out
     page = (tmp_path/'result'/'report.html').read_text()
     assert 'http' not in page and '<script' not in page
     code, out, err = quantlab('eval','result/model','--reference',str(models/'good'),*length, cwd=tmp_path)
     best = min(rows[3:], key=lambda r: r['kl'])
     assert code==0 and f'{best["kl"]:.3g}' in out, err
+
+def test_a_saved_model_as_other_formats(models, tmp_path):
+    bed, x = tiny_llama(vocab_size=4096, intermediate_size=64), torch.arange(40)[None]
+    save_model(pipe(bed, [x], quantize(RTN(SymInt(4,32)))), tmp_path/'small', llama()[1])
+    for source,to,made in (('small','gguf','small.gguf'), ('small.gguf','gptq-checkpoint','small-gptq_checkpoint'),
+                           ('small-gptq_checkpoint','hub','back')):
+        code, out, err = quantlab('export', source, '--to', to, *(['--out','back'] if to=='hub' else []), cwd=tmp_path)
+        assert code==0 and out.startswith(f'wrote {made}: ') and not err, err
+    one, two = (load_model(tmp_path/n) for n in ('small','back'))
+    assert torch.equal(one(x).logits, two(x).logits)
 
 def test_help_does_not_wait_for_torch(tmp_path):
     code = 'import sys; from quantlab.recipes.cli import main; main(["--help"]); sys.exit("torch" in sys.modules)'

@@ -147,3 +147,9 @@ def test_no_format_returns_other_weights(): # among the cells that are recorded
     rows = [json.loads(l) for l in (settings().data/'exports.jsonl').read_text('utf8').splitlines()]
     wrong = [(r['source'],r['export']) for r in rows if r['verdict']=='wrong']
     assert rows and not wrong, f'written, but read back differently: {wrong}'
+
+def test_readme_says_what_is_recorded():
+    from quantlab.recipes.index import MARKS, with_formats
+    text = (Path(__file__).resolve().parents[1]/'README.md').read_text('utf8')
+    assert all(m in text for m in MARKS), 'the marks of the table are gone'
+    assert with_formats(text)==text, 'run quantlab index'

@@ -11,7 +11,7 @@ under its name."""
 
 # %% auto #0
 __all__ = ['slim', 'model_tensors', 'model_bytes', 'save_model', 'write_text', 'write_config', 'write_summary', 'plain_rows',
-           'build', 'weight_files', 'load_model']
+           'build', 'weight_files', 'load_model', 'place_layers']
 
 # %% ../../nbs/core/12_checkpoint.ipynb #0b56cdda
 import json
@@ -36,8 +36,10 @@ def model_tensors(
     model:nn.Module, # quantized or not
 )->dict:             # name -> QTensor or Tensor
     "All that must be stored of `model`; a tensor with two names is stored under the first"
+    state, first = model.state_dict(), {} # storage -> the first name
+    for k,t in state.items(): first.setdefault((t.data_ptr(),t.shape) if t.numel() else k, k)
     q = {f'{n}.{k}':t for n,m in qlayers(model).items() for k,t in m.stored.items()}
-    return {**{k:slim(t.detach()) for k,t in _distinct(model.state_dict()).items()}, **q}
+    return {**{k:slim(state[k].detach()) for k in first.values()}, **q}
 
 def model_bytes(
     model:nn.Module, # quantized or not
@@ -46,12 +48,6 @@ def model_bytes(
     ts = model_tensors(model).values()
     coded = stored_bits(t for t in ts if isinstance(t,QTensor))
     return -(-coded//8)+sum(t.numel()*t.element_size() for t in ts if isinstance(t,Tensor))
-
-def _distinct(state):
-    seen, out = set(), {}
-    for k,t in state.items():
-        if (p:=(t.data_ptr(), t.shape)) not in seen or t.numel()==0: seen.add(p); out[k] = t
-    return out
 
 # %% ../../nbs/core/12_checkpoint.ipynb #c71dbb84
 def save_model(
@@ -132,25 +128,28 @@ def load_model(
     backend:str='dense',  # how quantized layers compute, see `QLinear`
 )->nn.Module:             # in evaluation mode
     "Read a model back; FileNotFoundError if it is not there, ValueError if the file does not fit its configuration"
-    path = Path(path)
     model, tensors = build(path), {}
     for f in weight_files(path): tensors |= load(f)[0]
-    coded = {n:q for n,q in tensors.items() if isinstance(q,QTensor)}
-    layers = [n.removesuffix('.weight') for n in coded if not n.endswith('.act')]
-    _take_apart(model, layers, tensors)
-    for n in layers: _place(model, n, coded.pop(f'{n}.weight',None), coded.pop(f'{n}.act',None), backend, path)
-    plain = {k:t for k,t in tensors.items() if isinstance(t,Tensor)}
-    missing, extra = model.load_state_dict(plain, strict=False)
+    missing, extra = model.load_state_dict(place_layers(model, tensors, backend, path), strict=False)
     missing = [k for k in missing if not (k=='lm_head.weight' and model.config.tie_word_embeddings)]
-    if missing or extra or coded:
-        extra = [*extra, *coded]
+    if missing or extra:
         raise ValueError(f'{path}: the file lacks {missing[:3]}, has unknown {extra[:3]}; it belongs to another model')
     return model
 
-def _take_apart(model, coded, tensors): # stacked matrices, if the file names layers that are hidden in a stack
+def place_layers(
+    model:nn.Module, # changed in place
+    tensors:dict,    # name -> QTensor or Tensor, of the files
+    backend:str,     # how quantized layers compute, see `QLinear`
+    path:str|Path,   # of the folder, for messages
+)->dict:             # the others: name -> Tensor
+    "Put coded layers in their places; ValueError if they do not fit the model"
+    coded, plain = ({k:t for k,t in tensors.items() if isinstance(t,kind)} for kind in (QTensor,Tensor))
+    names = [n.removesuffix('.weight') for n in coded if not n.endswith('.act')]
     here = {n for n,m in model.named_modules() if isinstance(m,(nn.Linear,nn.Conv2d))}
-    plain = {k for k,t in tensors.items() if isinstance(t,Tensor)}
-    if not (here.issuperset(coded) and plain<=model.state_dict().keys()): expand(model)
+    if not (here.issuperset(names) and plain.keys()<=model.state_dict().keys()): expand(model) # some lie in a stack
+    for n in names: _place(model, n, coded.pop(f'{n}.weight',None), coded.pop(f'{n}.act',None), backend, path)
+    if coded: raise ValueError(f'{path}: {next(iter(coded))} belongs to no coded layer; the file is of another model')
+    return plain
 
 def _place(model, name, q, act, backend, path):
     try: old = model.get_submodule(name)

@@ -16,7 +16,7 @@ __all__ = ['on_grid', 'transcoded']
 import math
 from ..core.qtensor import QTensor
 from .gguf_blocks import FORMS, blocked, pack_block
-from .gguf_fit import grid_of
+from .gguf_fit import levels_of
 from ..formats.signs import unpack_trits
 import torch
 
@@ -32,7 +32,7 @@ def _integers(q): # integers [r, g] and 16-bit scales [r, 1] of an integer grid,
     return (2*c-1 if kind=='sign_rows' else c-zero()), s
 
 def _held(q, kind, v, s): # blocks of this format, or None if a value is none of its levels or a scale ends inside one
-    f = FORMS[kind]; grid = grid_of(f)
+    f = FORMS[kind]; grid = levels_of(f)
     if q.shape[-1]%f.size or v.shape[1]%f.size or v.min()<grid[0] or v.max()>grid[-1]: return None
     scales = s.view(torch.int16).int()&0xffff
     d = scales.expand(-1, v.shape[1]//f.size).reshape(-1,1)

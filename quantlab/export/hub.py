@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from ..core.checkpoint import _place, _take_apart, model_tensors, save_model, write_text
+from ..core.checkpoint import model_tensors, place_layers, save_model, write_text
 from ..core.method import Claim, Method
 from ..core.pipe import qlayers
 from ..core.qlayer import BACKENDS, QLinear
@@ -68,16 +68,11 @@ def seat(
     files:list,      # the safetensors of a folder
 )->None:
     "Put packed layers in their places; ValueError for files that do not fit the model, before anything is filled in"
-    path, tensors = Path(files[0]).parent, _read(files)
-    coded = {k:t for k,t in tensors.items() if isinstance(t,QTensor)}
-    names = [k.removesuffix('.weight') for k in coded if not k.endswith('.act')]
-    _take_apart(model, names, tensors)
-    with torch.device('cpu'):
-        for n in names: _place(model, n, coded.pop(f'{n}.weight',None), coded.pop(f'{n}.act',None), 'ref', path)
-    if coded: raise ValueError(f'{path}: {sorted(coded)[0]} belongs to no layer; the file belongs to another model')
-    tied = getattr(model, 'all_tied_weights_keys', None) or {}
-    model.all_tied_weights_keys = {k:v for k,v in tied.items() if k.removesuffix('.weight') not in names}
-    _compare(model, {k:t for k,t in tensors.items() if isinstance(t,Tensor)}, path)
+    path = Path(files[0]).parent
+    with torch.device('cpu'): plain = place_layers(model, _read(files), 'ref', path)
+    tied, coded = getattr(model, 'all_tied_weights_keys', None) or {}, qlayers(model)
+    model.all_tied_weights_keys = {k:v for k,v in tied.items() if k.removesuffix('.weight') not in coded}
+    _compare(model, plain, path)
 
 # %% ../../nbs/export/06_hub.ipynb #506640e3
 def unpack_layers(

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from ..core.checkpoint import _place, build, model_tensors, weight_files, write_config, write_text
+from ..core.checkpoint import build, model_tensors, place_layers, weight_files, write_config, write_text
 from ..core.family import blocks
 from ..core.pipe import qlayers
 from ..core.qtensor import write_atomic
@@ -116,8 +116,7 @@ def assemble(
     backend:str='dense',  # how quantized layers compute, see `QLinear`
 )->nn.Module:             # in evaluation mode
     "A model from its parts; ValueError if they are not those of the architecture"
-    model = build(path)
-    for n,q in coded.items(): _place(model, n, q, None, backend, path)
+    model = build(path); place_layers(model, {f'{n}.weight':q for n,q in coded.items()}, backend, path)
     missing, extra = model.load_state_dict({k:t for k,t in plain.items()}, strict=False)
     missing = [k for k in missing if not (k=='lm_head.weight' and model.config.tie_word_embeddings)]
     if missing or extra:

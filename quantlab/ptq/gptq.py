@@ -109,16 +109,16 @@ def sweep(
 def feedback(
     W:Float[Tensor,"o i"],   # weights
     U:Float64[Tensor,"i i"], # from `inverse_factor`
-    codec:Codec,             # number format with any block size
+    codec:Codec,             # number format with any block size; its `columns`, if it has them, are coded one by one
     run:int=128,             # columns between two matrix products, if a row or the tensor is one group
 )->QTensor:                  # codes and the parameters of every group
     "Error feedback with ranges fitted on the corrected weights, group after group"
-    i, P = W.shape[1], []
+    i, P, each = W.shape[1], [], getattr(codec, 'columns', codec)
     g = groups(W[:1], codec.group).shape[1]
     def params(W, a):
         if a%g==0: P.append(codec.fit(groups(W,0) if codec.group==0 else W[:,a:a+g]))
-        return lambda j: P[-1]
-    codes = sweep(W, U, codec, params, g if g<i else max(run,codec.block))
+        return lambda j: P[-1] if each is codec else each.of(P[-1], (a+j)%g)
+    codes = sweep(W, U, each, params, g if g<i else max(run,each.block))
     return codec.store(codes, join(P), tuple(W.shape))
 
 # %% ../../nbs/ptq/02_gptq.ipynb #601db5c2
