@@ -3,6 +3,7 @@
 Modules:
 
 - `quantlab.bench.caches`: Every way to remember fewer bits of the past, asked the same questions while it decodes token by token, beside the plain ladders that store as much.
+- `quantlab.bench.calibration`: Quantize one language model with the same methods and very different calibration tokens, down to pure nonsense, and ask which differences are larger than chance.
 - `quantlab.bench.contests`: Every kind of method that can be ranked, with its protocol, its table and its figure.
 - `quantlab.bench.evaluate`: What quantization did to a language model, under a protocol that travels with every number.
 - `quantlab.bench.evidence`: What each paper claims, what was measured here, and a verdict that may not change unnoticed.
@@ -10,7 +11,9 @@ Modules:
 - `quantlab.bench.kernels`: The product with coded weights and its split columns, held to the promises of an operator and to the claims of their papers.
 - `quantlab.bench.league`: Several methods on one model under one protocol, compared at equal stored bits, and the results kept.
 - `quantlab.bench.mixtures`: Every way to decide which layer gets how many bits, at the same stored bits, beside the plainest way of spending as many forward passes.
+- `quantlab.bench.mxplm_survey`: Sort all that mixes widths by what gets its own width, why, and who decides; and let weights, cache and inputs share one memory, to see which division of the bits is best.
 - `quantlab.bench.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
+- `quantlab.bench.ptq_bench`: Sort all that rounds weights by the idea behind it, let one of each idea do the same job on three kinds of language model, and see which idea holds where.
 - `quantlab.bench.scores`: Three ways to say how far a damaged language model is from the one it was made of, and which question each of them answers.
 - `quantlab.bench.speed`: Seconds and memory to quantize the layers of one block of a large model on a GPU.
 - `quantlab.bench.tasks`: Questions with one right answer: finding one fact among many at several context lengths, and choosing the true continuation.
@@ -67,8 +70,11 @@ Modules:
 - `quantlab.export.late`: Do something at the moment when another package is imported, and nothing before: so that `import quantlab` stays light and is still enough.
 - `quantlab.export.layout`: Everything that formats of coded layers have in common: what is refused, what is written in which order, what is checked when it is read.
 - `quantlab.export.matrix`: Every way to code weights and every file format: written, read back and read by somebody else, or refused with the reason.
+- `quantlab.export.onnx`: A quantized model in the one file that onnxruntime and many other programs run, its integers as the solver left them.
+- `quantlab.export.onnx_words`: One layer in the words of ONNX: integers behind `DequantizeLinear`, inputs between `QuantizeLinear` and its inverse, decoded by two other programs bit for bit.
 - `quantlab.export.packed`: The two folders that most quantized language models are published in: written, read, and turned into each other without rounding.
 - `quantlab.export.reading`: Find out in which format a model lies on disk, and read it back as a model of this package, codes and all.
+- `quantlab.export.writing`: Write a model in any registered file format, by its name, with its tokenizer, and say how the result is opened.
 - `quantlab.formats.blocks`: Short blocks of tiny floats that share an 8-bit scale: a power of two for MX, an 8-bit float for NVFP4.
 - `quantlab.formats.fixed`: Whole numbers with a binary point at an agreed place, with the rounding and overflow of real hardware, exact to the last bit.
 - `quantlab.formats.int`: Uniform integer codes with a 16-bit scale per group, symmetric or with a zero point, ranges searched.

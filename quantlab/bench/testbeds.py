@@ -22,6 +22,7 @@ __all__ = ['BEDS', 'Bed', 'bed_of', 'filed', 'record', 'marks', 'overview', 'los
 # %% ../../nbs/bench/18_testbeds.ipynb #f76858a8
 import argparse, json, math, platform, statistics, time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 import torch
 from .train_llama import damaged, measure, versions
@@ -43,8 +44,11 @@ from ..testbeds.vision import accuracy, resnet, vit
 from ..testbeds.vlm import exam, grade, vlm
 
 # %% ../../nbs/bench/18_testbeds.ipynb #f3864b0b
+@cache
+def _windows(n): return held_tokens(tokenizer(), n, 512) # four language models read the same; only read
+
 def _text(n):
-    ids = held_tokens(tokenizer(), n, 512); return lambda m: math.exp(mean_nll(m, ids))
+    ids = _windows(n); return lambda m: math.exp(mean_nll(m, ids))
 
 def _orders(n):
     tok, items = tokenizer(), instructions(n); return lambda m: skill_right(m, tok, items).float().mean().item()
@@ -208,11 +212,12 @@ def main(
     p.add_argument('--only', default=','.join(BEDS), help='names, with commas between')
     p.add_argument('--rounds', type=int, default=3, help='medians of which the least counts')
     p.add_argument('--again', type=int, default=0, help='windows on which to measure the language model at every width')
+    p.add_argument('--length', type=int, default=1024, help='tokens of each of these windows')
     p.add_argument('--root', type=Path, help='data folder')
     a = p.parse_args(args)
     for name in a.only.split(','):
         r = measured(name, rounds=a.rounds); keep(r, a.root); print(name, r['seconds'], flush=True)
-    if a.again: keep(again(windows=a.again, items=max(1, a.again//4)), a.root)
+    if a.again: keep(again(windows=a.again, length=a.length, items=max(1, a.again//4)), a.root)
 
 # %% ../../nbs/bench/18_testbeds.ipynb #a3bedfc4
 if __name__=='__main__': main()

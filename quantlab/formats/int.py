@@ -77,9 +77,10 @@ def search_range(
     steps:int,             # ranges tried, from 1 down to 1/5
 )->dict:                   # the best parameters of every row
     "Choose, row by row, the range with the least (weighted) squared error"
+    if steps==1: return grid(x, 1.)
     best, least = None, None
     for k in range(steps):
-        p = grid(x, 1-.8*k/max(steps-1,1)); e = (value(x,p)-x).square()
+        p = grid(x, 1-.8*k/(steps-1)); e = (value(x,p)-x).square_()
         e = (e if w is None else e*w).sum(1, keepdim=True)
         if best is None: best, least = p, e; continue
         better = e<least
@@ -87,6 +88,9 @@ def search_range(
     return best
 
 # %% ../../nbs/formats/01_int.ipynb #a2417e14
+def _rounded(x, s, z, bits): # `affine` of `nearest` without codes in between: a search asks for it once a range
+    return (x/s).round_().add_(z).clamp_(0, 2**bits-1).sub_(z).mul_(s)
+
 @dataclass(frozen=True)
 class Int:
     "Integer grid with a zero point: b bits per code, 16+b per group"
@@ -97,8 +101,9 @@ class Int:
 
     def __post_init__(self): _check(self)
     def fit(self, x, w=None):
-        grid, value = lambda x,k: asymmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
-        return search_range(x, w, grid, value, self.search)
+        ends = torch.cat((x.amin(1,keepdim=True),x.amax(1,keepdim=True)), 1) # all that a range depends on
+        def value(x, p): return _rounded(x, p['scale'], p['zero'], self.bits)
+        return search_range(x, w, lambda x,k: asymmetric(ends,self.bits,k), value, self.search)
     def grid(self, p): return p['scale'], p['zero']
     def code(self, x, p): # `nearest` and `affine` without a call: error feedback asks for every column
         return ((x/p['scale']).round()+p['zero']).clamp(0, 2**self.bits-1).to(torch.uint8)
@@ -125,8 +130,9 @@ class SymInt:
 
     def __post_init__(self): _check(self)
     def fit(self, x, w=None):
-        grid, value = lambda x,k: symmetric(x,self.bits,k), lambda x,p: self.value(self.code(x,p),p)
-        return search_range(x, w, grid, value, self.search)
+        end = x.gather(1, x.abs().argmax(1,keepdim=True)) # all that a range depends on
+        def value(x, p): return _rounded(x, p['scale'], 2**(self.bits-1), self.bits)
+        return search_range(x, w, lambda x,k: symmetric(end,self.bits,k), value, self.search)
     def grid(self, p): return p['scale'], torch.full_like(p['scale'], 2**(self.bits-1))
     def code(self, x, p): # `nearest` and `affine` without a call: error feedback asks for every column
         return ((x/p['scale']).round()+2**(self.bits-1)).clamp(0, 2**self.bits-1).to(torch.uint8)

@@ -15,6 +15,7 @@ __all__ = ['CODES', 'magnitudes', 'finite_magnitudes', 'nearest_even', 'to_codes
 
 # %% ../../nbs/formats/02_minifloat.ipynb #477991e3
 from dataclasses import dataclass
+from functools import cache
 import math
 import torch
 from torch import Tensor
@@ -25,17 +26,21 @@ from .int import SymInt, search_range
 # %% ../../nbs/formats/02_minifloat.ipynb #e7b76d82
 CODES = ('all','fn','ieee') # which codes are no finite numbers: none, the last one, those of the top exponent
 
+@cache
+def _values(e, m, codes): # numbers and no tensor: what is kept cannot be changed; error feedback asks for every column
+    k = torch.arange(2**(e+m)); E, M = k >> m, (k & 2**m-1)/2**m
+    L = torch.ldexp(torch.where(E>0, 1+M, M), E.clamp_min(1)-(2**(e-1)-1))
+    if codes=='fn': L[-1] = math.nan
+    if codes=='ieee': L[-2**m:] = torch.tensor([math.inf]+[math.nan]*(2**m-1))
+    return tuple(L.tolist())
+
 def magnitudes(
     e:int,            # exponent bits
     m:int,            # mantissa bits
     codes:str='all',  # one of CODES
 )->Float[Tensor,"k"]: # 2**(e+m) values, infinity and NaN where codes are reserved
     "What each non-negative code stands for (step 1)"
-    k = torch.arange(2**(e+m)); E, M = k >> m, (k & 2**m-1)/2**m
-    L = torch.ldexp(torch.where(E>0, 1+M, M), E.clamp_min(1)-(2**(e-1)-1))
-    if codes=='fn': L[-1] = math.nan
-    if codes=='ieee': L[-2**m:] = torch.tensor([math.inf]+[math.nan]*(2**m-1))
-    return L
+    return torch.tensor(_values(e, m, codes))
 
 def finite_magnitudes(
     e:int,            # exponent bits
@@ -43,8 +48,7 @@ def finite_magnitudes(
     codes:str='all',  # one of CODES
 )->Float[Tensor,"k"]: # ascending from 0
     "The finite values of a format"
-    L = magnitudes(e, m, codes)
-    return L[torch.isfinite(L)]
+    return torch.tensor([v for v in _values(e,m,codes) if math.isfinite(v)])
 
 # %% ../../nbs/formats/02_minifloat.ipynb #03f457ce
 def nearest_even(
@@ -52,9 +56,8 @@ def nearest_even(
     L:Float[Tensor,"k"],  # ascending values from 0
 )->Integer[Tensor,"*s"]:  # their positions
     "Position of the nearest value; of two that are equally near the even position; above the last the last"
-    mid = ((L[1:]+L[:-1])/2).to(a); a = a.contiguous()
-    low = torch.bucketize(a, mid)
-    return torch.where(low%2==0, low, torch.bucketize(a, mid, right=True))
+    mid = ((L[1:]+L[:-1])/2).to(a); odd = torch.arange(len(mid), device=a.device)%2==1
+    return torch.bucketize(a.contiguous(), torch.where(odd, mid.nextafter(0*mid), mid)) # at an odd one a tie goes up
 
 def to_codes(
     u:Float[Tensor,"*s"], # numbers in units of the format
@@ -85,6 +88,7 @@ def saturated(
     return x.clamp(-top, top)
 
 # %% ../../nbs/formats/02_minifloat.ipynb #ab21d789
+@cache
 def normal(
     e:int,       # exponent bits
     m:int,       # mantissa bits
@@ -116,7 +120,9 @@ class Minifloat:
         top = finite_magnitudes(*self._f)[-1].item()/normal(*self._f)
         return dict(scale=half(x.abs().amax(1,keepdim=True)*(shrink/top)))
     def fit(self, x, w=None):
-        return search_range(x, w, self._grid, lambda x,p: self.value(self.code(x,p),p), self.search)
+        end, L, n = x.abs().amax(1,keepdim=True), finite_magnitudes(*self._f).to(x.device), normal(*self._f)
+        def value(x, p): u = x/p['scale']*n; return torch.copysign(L[nearest_even(u.abs(),L)], u)/n*p['scale']
+        return search_range(x, w, lambda x,k: self._grid(end,k), value, self.search)
     def code(self, x, p): return to_codes(x/p['scale']*normal(*self._f), *self._f)
     def value(self, c, p): return from_codes(c, *self._f)/normal(*self._f)*p['scale']
     def store(self, c, p, shape):

@@ -116,16 +116,16 @@ class FpgaStudy:
                                  luts=luts(f,f,self.n)['total'], accumulator=accumulator(f,f,self.n)))
         return Table(rows)
 
-# %% ../../nbs/formats/11_minifloats_fpga.ipynb #60b7ed0e
 @cache
-def _three(kind): return [r for seed in range(3) for r in FpgaStudy(kinds=(kind,)).run(seed).rows]
+def _rows(seed): return tuple(FpgaStudy().run(seed).rows) # once for each seed; shared, so only read
 
+# %% ../../nbs/formats/11_minifloats_fpga.ipynb #60b7ed0e
 def worst(
     kind:str,     # source, as for `draws`
     cost:str,     # column of the study
 )->dict:          # format -> (cost, largest error of seeds 0 to 2)
     "What a format costs and loses at worst"
-    rows = _three(kind)
+    rows = [r for seed in range(3) for r in _rows(seed) if r['numbers']==kind]
     return {r['format']:(r[cost], max(t['error'] for t in rows if t['format']==r['format'])) for r in rows}
 
 def gains(

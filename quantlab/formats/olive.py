@@ -15,6 +15,7 @@ __all__ = ['NORMALS', 'pair_kinds', 'normals', 'outliers', 'pair_codes', 'pair_v
 
 # %% ../../nbs/formats/10_olive.ipynb #bf41bace
 from dataclasses import dataclass, replace
+from functools import cache
 import math
 import torch
 from torch import Tensor
@@ -57,12 +58,12 @@ def outliers(
 # %% ../../nbs/formats/10_olive.ipynb #a884e647
 def _near(a, L): return torch.bucketize(a, (L[1:]+L[:-1])/2) # of two equally near the lower
 
-def _lifted(v, f, N, A, mark): # pairs [h,2] and their normal fields -> fields with an outlier where that is nearer
+def _lifted(v, f, N, A, put, none): # pairs [h,2] and what stands for them -> with an outlier where that is nearer
     a = v.abs(); j = _near(a, A[1:])+1
     normal, out = (a-N[_near(a,N)]).square().sum(1), (a-A[j]).square()
     left, right = out[:,0]+a[:,1].square(), a[:,0].square()+out[:,1]
-    j, none = (j+mark*(v<0)).to(f), torch.full_like(f[:,0], mark)
-    pair = torch.where((left<=right)[:,None], torch.stack((j[:,0],none),1), torch.stack((none,j[:,1]),1))
+    o, none = put(j,v<0).to(f), torch.full_like(f[:,0], none)
+    pair = torch.where((left<=right)[:,None], torch.stack((o[:,0],none),1), torch.stack((none,o[:,1]),1))
     return torch.where((torch.minimum(left,right)<normal)[:,None], pair, f)
 
 def pair_codes(
@@ -78,11 +79,19 @@ def pair_codes(
     k = k.to(torch.uint8 if b<5 else torch.int32)
     f = torch.where((v<0)&(k>0), 2**b-k if kind=='int' else 2**(b-1)+k, k)
     hot = torch.maximum(*v.abs().unbind(1))>(N[-1]+A[1])/2
-    f[hot] = _lifted(v[hot], f[hot], N, A, 2**(b-1))
+    f[hot] = _lifted(v[hot], f[hot], N, A, lambda j,minus: j+2**(b-1)*minus, 2**(b-1))
     return (f[:,0] | f[:,1] << b).reshape(len(u),-1)
 
+def _nearest(u, e, m, kind): # what these codes stand for, without codes: a search asks for it once a scale
+    v, N, A = u.reshape(-1,2), normals(1+e+m,kind).to(u), outliers(e,m,kind).to(u)
+    y = v.round().clamp(-N[-1],N[-1]) if kind=='int' else torch.copysign(N[_near(v.abs(),N)], v)
+    hot = torch.maximum(*v.abs().unbind(1))>(N[-1]+A[1])/2
+    y[hot] = _lifted(v[hot], y[hot], N, A, lambda j,minus: torch.where(minus,-A[j],A[j]), 0)
+    return y.reshape(u.shape)
+
 # %% ../../nbs/formats/10_olive.ipynb #5faf319e
-def _table(e, m, kind): # both numbers of every code
+@cache
+def _table(e, m, kind): # both numbers of every code; only read
     b, N, A = 1+e+m, normals(1+e+m,kind), outliers(e,m,kind)
     N = torch.cat((N, N[:1], -N[1:].flip(0) if kind=='int' else -N[1:]))
     A = torch.cat((A, A[-1:].expand(2**(e+m)-len(A))))
@@ -117,11 +126,11 @@ class Olive:
     def __post_init__(self): _check(self)
     @property
     def _f(self): return self.e, self.m, self.normal
-    def _grid(self, x, shrink):
-        N, A = normals(1+self.e+self.m,self.normal)[-1].item(), outliers(*self._f)[-1].item()
-        return dict(scale=half(x.abs().amax(1,keepdim=True)/N*(N/A/2)**((1-shrink)/.8)))
     def fit(self, x, w=None):
-        return search_range(x, w, self._grid, lambda x,p: self.value(self.code(x,p),p), self.search)
+        N, A = normals(1+self.e+self.m,self.normal)[-1].item(), outliers(*self._f)[-1].item()
+        end = x.abs().amax(1,keepdim=True)/N
+        def grid(x, shrink): return dict(scale=half(end*(N/A/2)**((1-shrink)/.8)))
+        return search_range(x, w, grid, lambda x,p: _nearest(x/p['scale'],*self._f)*p['scale'], self.search)
     def code(self, x, p): return pair_codes(x/p['scale'], *self._f)
     def value(self, c, p): return pair_values(c, *self._f)*p['scale']
     def store(self, c, p, shape):

@@ -11,7 +11,7 @@ the codebook, reads one number a token, and fetches the chosen tokens; learning 
 
 # %% auto #0
 __all__ = ['moment', 'root', 'entries', 'numbers', 'book', 'learn', 'nearest_entry', 'Codes', 'Pages', 'choose', 'Shelf', 'A2ATS',
-           'moved', 'Told', 'Diary', 'heard', 'books', 'found', 'ranking', 'carried', 'divergence']
+           'moved', 'Told', 'Diary', 'heard', 'books', 'found', 'texts', 'pair', 'ranking', 'carried', 'divergence']
 
 # %% ../../nbs/kvcache/10_a2ats.ipynb #c8edea8a
 import math
@@ -119,8 +119,11 @@ def choose(
 )->Bool[Tensor,"b h t m"]:
     "Tokens with the largest sums of probabilities over the query heads (step 3)"
     p = g.masked_fill(~far, -1e30).log_softmax(-1).logsumexp(2).masked_fill(~far, -1e31) # logarithms do not underflow
-    best = p.shape[-1]-1-p.flip(-1).argsort(dim=-1, descending=True, stable=True)[...,:top]
-    return torch.zeros_like(p, dtype=torch.bool).scatter(3, best, True)&far
+    if top>=p.shape[-1]: return far.expand(p.shape).clone()
+    if not top: return torch.zeros_like(p, dtype=torch.bool)
+    last = p.topk(top,-1).values[...,-1:]; more, same = p>last, p==last
+    newest = same.flip(-1).cumsum(-1).flip(-1) # rank among equals
+    return (more|same&(newest<=top-more.sum(-1,keepdim=True)))&far
 
 # %% ../../nbs/kvcache/10_a2ats.ipynb #7b46e23d
 @dataclass(frozen=True, eq=False)
@@ -163,7 +166,8 @@ class Shelf:
         n, t, (b,h), k = self.seen, q.shape[2], (len(q),self.keys.last.shape[2]), self.keys.read()
         at = torch.arange(n, device=q.device).expand(b,n); start = torch.zeros_like(at)
         turned = rotate(q, start[:,:t]+self.far)
-        m = max(self.gone(n)-self.sinks, 0); gone = torch.tensor([self.gone(x) for x in range(n-t+1,n+1)])
+        m, so_far = max(self.gone(n)-self.sinks, 0), torch.arange(n-t+1, n+1); first = so_far.clamp_max(self.sinks)
+        gone = first+(so_far-first-self.window).clamp_min(0)//self.index.block*self.index.block # `gone` of each
         far = (at[:1]>=self.sinks)&(at[:1]<gone[:,None])
         near = logits_of(rotate(q,at[:,n-t:]), rotate(k,at), scaling)
         u = torch.where(far, logits_of(turned, rotate(k,start), scaling), near)
@@ -264,38 +268,55 @@ def found(
         i = torch.arange(k.shape[2]); far = (i>=m.sinks)&(i[:,None]-i>=m.window); full = far.sum(1)>m.top
         c = Codes(l.shape[1]); g = c.guess(q, l, c.encode(k,l)); u = logits_of(q, k, 1.)
         e, s = (x.masked_select(far) for x in (g-u,u)); errors.append((e.square().mean()/s.var()).item())
-        a, b = (choose(x*q.shape[-1]**-.5, far, m.top)[:,:,full] for x in (u,g))
+        a, b = (choose(x[:,:,:,full]*q.shape[-1]**-.5, far[full], m.top) for x in (u,g))
         hits.append(((a&b).sum()/a.sum()).item())
     return dict(error=sum(errors)/len(errors), recall=sum(hits)/len(hits))
 
+def texts(
+    bed,             # a bench with calibration tokens
+    far:int|None=64, # as for `heard`
+)->tuple:            # what `heard` gives for calibration text and for held-out text
+    "What a model asks on two texts"
+    return tuple(heard(bed.bench.model, x, far) for x in (bed.batches[0], bed.bench.ids))
+
+def pair(
+    told:list, # from `heard` on calibration text
+)->dict:       # 'aware' and 'plain' -> codebooks
+    "Codebooks that know the queries and ones that do not"
+    return {n:books(told,damp=d) for n,d in dict(aware=.01,plain=None).items()}
+
 def ranking(
-    bed,    # a bench with calibration tokens
-)->dict:    # 'aware' and 'plain' -> error and recall
+    bed,              # a bench with calibration tokens
+    held:list=None,   # what `heard` gives for its held-out text, if it is known
+    lists:dict=None,  # what `pair` gives for its calibration text, if it is known
+)->dict:              # 'aware' and 'plain' -> error and recall
     "Codebooks that know the queries against ones that do not, on held-out text"
-    told, held = (heard(bed.bench.model, x) for x in (bed.batches[0], bed.bench.ids))
-    return {n:found(held, books(told,damp=d), A2ATS()) for n,d in dict(aware=.01,plain=None).items()}
+    told, held = (None,held) if held else texts(bed)
+    return {n:found(held, l, A2ATS()) for n,l in (lists or pair(told)).items()}
 
 # %% ../../nbs/kvcache/10_a2ats.ipynb #4025fe8f
 def carried(
-    bed,    # a bench with calibration tokens
-)->dict:    # 'before same', 'before other', 'after same', 'after other' -> error relative to the spread of scores
+    bed,            # a bench with calibration tokens
+    both:dict=None, # 'before' and 'after' the rotation -> what `texts` gives, if it is known
+)->dict:            # 'before same', 'before other', 'after same', 'after other' -> error over the spread of scores
     "What a codebook is worth on other text at other positions, learned before and after the rotation"
     out, half_ = {}, bed.bench.ids.shape[1]//2
-    for name,far in dict(before=64,after=None).items():
-        same = [(k[:,:,:half_],q[:,:,:half_]) for k,q in heard(bed.bench.model,bed.batches[0],far)]
-        other = [(k[:,:,half_:],q[:,:,half_:]) for k,q in heard(bed.bench.model,bed.bench.ids,far)]
+    for name,(told,held) in (both or dict(before=texts(bed),after=texts(bed,None))).items():
+        same = [(k[:,:,:half_],q[:,:,:half_]) for k,q in told]
+        other = [(k[:,:,half_:],q[:,:,half_:]) for k,q in held]
         lists, every = books(same), A2ATS(1,0,1,1)
         out |= {f'{name} same':found(same,lists,every)['error'], f'{name} other':found(other,lists,every)['error']}
     return out
 
 # %% ../../nbs/kvcache/10_a2ats.ipynb #d61ffb00
 def divergence(
-    bed,    # a bench with calibration tokens
-)->dict:    # 'aware', 'plain', 'drawn', 'pages', 'recency', 'alone', 'everything', 'kivi 2' -> KL from the float model
+    bed,             # a bench with calibration tokens
+    lists:dict=None, # what `pair` gives for its calibration text, if it is known
+)->dict:             # 'aware', 'plain', 'drawn', 'pages', 'recency', 'alone', 'everything', 'kivi 2' -> KL
     "How far a language model moves if it attends to as many tokens, chosen in different ways"
-    told = heard(bed.bench.model, bed.batches[0])
-    caches = dict(aware=A2ATS(books=books(told)), plain=A2ATS(books=books(told,damp=None)), drawn=A2ATS(),
-                  pages=A2ATS(index=Pages()), recency=A2ATS(48,top=0), alone=A2ATS(top=0), everything=A2ATS(top=10**6))
+    lists = lists or pair(heard(bed.bench.model, bed.batches[0]))
+    caches = dict({n:A2ATS(books=l) for n,l in lists.items()}, drawn=A2ATS(), pages=A2ATS(index=Pages()),
+                  recency=A2ATS(48,top=0), alone=A2ATS(top=0), everything=A2ATS(top=10**6))
     return {n:bed.score(kv(m)).kl for n,m in {**caches, 'kivi 2':KIVI(2,window=32)}.items()}
 
 # %% ../../nbs/kvcache/10_a2ats.ipynb #46a87d28

@@ -17,7 +17,7 @@ __all__ = ['KEEP', 'window_attention', 'layer_score', 'token_score', 'places', '
 
 # %% ../../nbs/kvcache/11_arkv.ipynb #d488a862
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -76,9 +76,7 @@ def chosen(
 )->QTensor:                        # m tokens, as they were coded
     "Some of the coded tokens, without decoding them"
     n, (m,b,h) = q.shape[0], index.shape
-    def take(p):
-        rows = p.reshape(n,b,h,-1)
-        return rows.gather(0, index[...,None].expand(m,b,h,rows.shape[3])).reshape(len(p)//n*m, *p.shape[1:])
+    take = lambda p: p.reshape(n,b,h,-1).take_along_dim(index[...,None], 0).reshape(len(p)//n*m, *p.shape[1:])
     return QTensor({k:take(p) for k,p in q.parts.items()}, q.width, q.fmt, q.meta, (m,*q.shape[1:]))
 
 # %% ../../nbs/kvcache/11_arkv.ipynb #f3eaec94
@@ -139,7 +137,12 @@ class Triage:
         asked = exact(grow(self.asked, exact(by_token(q))).parts['values'][-self.rules.window:])
         return replace(self, last=both(self.last,new), seen=self.seen+q.shape[2],
                        asked=asked if self.rules.score.hears else None)
-    def moments(self, q): # (slice of the queries, state that they see, state after them), segment by segment
+    @cached_property
+    def told(self)->list: return [None,None] # the last queries, and what `replay` gave for them
+    def moments(self, q): # `attend` and `observe` are asked with the same queries: what they led to is computed once
+        if self.told[0] is not q: self.told[:] = q, [*self.replay(q)]
+        return self.told[1]
+    def replay(self, q): # (slice of the queries, state that they see, state after them), segment by segment
         s, t = replace(self, wait=None, seen=self.seen-q.shape[2]), 0
         while t<q.shape[2]:
             end = min(t+self.rules.budget+1-s.size, q.shape[2])

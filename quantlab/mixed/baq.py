@@ -68,9 +68,10 @@ def _unpacked(words, n, count): # the first `count` codes again
 # %% ../../nbs/mixed/09_baq.ipynb #44223aa3
 class Levels:
     "Columns with their own numbers of levels: parameters `scale` (distance) and `n`"
-    block = 1
-    def code(self, x, p): return (x/p['scale']+(p['n']-1)/2).round().clamp_min(0).minimum(p['n']-1).to(torch.uint8)
-    def value(self, c, p): return (c.float()-(p['n']-1)/2)*p['scale']
+    block = 1 # what follows is asked for every column, so it is as short as can be
+    code = staticmethod(lambda x,p:
+        (x/p['scale']+(p['n']-1)/2).round().clamp_min(0).clamp_max(p['n']-1).to(torch.uint8))
+    value = staticmethod(lambda c,p: (c.float()-(p['n']-1)/2)*p['scale'])
 
 def fit_steps(
     W:Float[Tensor,"o i"], # weights
@@ -80,7 +81,7 @@ def fit_steps(
     x = (W/s).flatten()[::max(1,W.numel()>>13)][None]
     half_range = .5*(2*x.abs().amax().clamp_min(1))**torch.linspace(0,1,32,device=x.device)[:,None]
     def best(n):
-        p = dict(scale=2*half_range/n, n=x.new_tensor(n)); f = Levels()
+        p = dict(scale=2*half_range/n, n=n); f = Levels()
         return p['scale'][(f.value(f.code(x,p),p)-x).square().sum(1).argmin(),0]
     return half(torch.stack([best(n) for n in LEVELS]))
 
@@ -112,8 +113,8 @@ def rounded(
     t:Float[Tensor,"m"],     # from `fit_steps`
 )->QTensor:
     "Error feedback with the given numbers of levels"
-    n, step = torch.tensor(LEVELS,device=W.device)[level].to(W.dtype), t[level]
-    C = sweep(W, U, Levels(), lambda V,a: lambda j: dict(scale=s*step[a+j], n=n[a+j]), min(128,W.shape[1]))
+    p = [dict(scale=s*a, n=n) for a,n in zip(t.tolist(),LEVELS)]; at = [p[k] for k in level.tolist()]
+    C = sweep(W, U, Levels(), lambda V,a: lambda j: at[a+j], min(128,W.shape[1]))
     parts = dict(level=level.to(torch.uint8), scale=s.half(), steps=t.half())
     used = [(k,m) for k,m in enumerate(LEVELS) if m>1 and (level==k).any()]
     words = {f'words{m}':_packed(C[:,level==k],m) for k,m in used}

@@ -67,9 +67,9 @@ def error_of(
 # %% ../../nbs/mixed/14_slim_llm.ipynb #990660bd
 class Widths:
     "Codes of any width: parameters `scale`, `zero` and `bits`; one bit has its zero between both levels"
-    block = 1
-    def code(self, x, p): return (x/p['scale']+p['zero']).round().clamp(0,2**p['bits']-1).to(torch.uint8)
-    def value(self, c, p): return (c.float()-p['zero'])*p['scale']
+    block = 1 # what follows is asked for every column, so it is as short as can be
+    code = staticmethod(lambda x,p: (x/p['scale']+p['zero']).round().clamp(0,2**p['bits']-1).to(torch.uint8))
+    value = staticmethod(lambda c,p: (c.float()-p['zero'])*p['scale'])
 
 def grid(
     x:Float[Tensor,"r g"], # weights

@@ -167,14 +167,15 @@ class PDQuant:
     @torch.no_grad()
     def __call__(self, model, batches):
         ready(model, batches)
-        every, parts = blocks(model), cut(batches, self.how.batch)
+        every, parts = blocks(model), cut(batches, self.how.batch); last = list(every)[-1]
         inputs = quant = first_inputs(model, next(iter(every.values())), parts)
         refs = [logits_of(model,b) if self.weight else None for b in parts]
         for n,b in every.items():
             fixed, after = self.fixed(b, inputs), run_block(b, inputs)
-            targets = [(a[0],p,r) for (a,_),p,r in zip(run_block(b,fixed), parts, refs)]
+            outputs = after if fixed is inputs else run_block(b, fixed)
+            targets = [(a[0],p,r) for (a,_),p,r in zip(outputs, parts, refs)]
             self.code(b, fixed, quant, targets, block_loss(model,every,n,self.weight))
-            inputs, quant = after, run_block(b, quant)
+            if n!=last: inputs, quant = after, run_block(b, quant)
         return model
 
     def fixed(self, block, inputs): # with statistics closer to those of training

@@ -15,7 +15,7 @@ __all__ = ['LEARN', 'RIVALS', 'FITS', 'salient', 'fit_rows', 'fit_columns', 'col
 
 # %% ../../nbs/ptq/13_ptq161.ipynb #adde97a3
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -218,7 +218,12 @@ FITS = {'analytic':PTQ161(learn='nothing'), 'rows':PTQ161(learn='rows'), 'ptq161
 # %% ../../nbs/ptq/13_ptq161.ipynb #117076b9
 def _short(bed): # the first two blocks of its model, and how far a pass moves it, or another model, from that
     short = copy.deepcopy(bed.bench.model); del short.model.layers[2:]
-    return short, lambda step, batches, start=short: divergence(pipe(start, batches, step), short, bed.bench.ids)
+    def logits(m): return m(input_ids=bed.bench.ids, use_cache=False).logits.float()
+    with torch.no_grad(): own = logits(short)
+    def moved(step, batches, start=short):
+        new = pipe(start, batches, step)
+        with torch.no_grad(): return kl_logits(logits(new), own).item()
+    return short, moved
 
 def solver_divergence(
     bed,    # a bench with calibration tokens, whose model gives its first two blocks
@@ -228,15 +233,16 @@ def solver_divergence(
     return {n:moved(quantize(s), bed.batches) for n,s in {**RIVALS,**FITS}.items()}
 
 def trained_divergence(
-    bed,    # a bench whose model gives its first two blocks
-)->dict:    # step -> KL from the float model
+    bed,              # a bench whose model gives its first two blocks
+    layers:dict=None, # what `solver_divergence` gave on these calibration tokens, if it is known
+)->dict:              # step -> KL from the float model
     "What training buys at the same stored bits"
-    short, moved = _short(bed); batches = calibration(bed.bench.tok, n=24, length=128); few = batches[:16]
-    block, layers = PTQ161Block(how=Tune(16,3e-3,2)), quantize(PTQ161())
+    short, moved = _short(bed); batches = calibration(bed.bench.tok, n=12, length=128)
+    block, again = PTQ161Block(how=Tune(16,3e-3,2)), quantize(PTQ161())
     dense = pipe(short, batches, PTQ161Restored(how=Tune(16,5e-3,2)).merged) # once for both
-    steps = {n:quantize(RIVALS[n]) for n in ('trits','trits, feedback')}
-    return {'ptq161':moved(layers, few), 'blocks':moved(block, few), 'restored':moved(layers, few, dense),
-            'restored, blocks':moved(block, few, dense), **{n:moved(s, few) for n,s in steps.items()}}
+    layers = solver_divergence(replace(bed,batches=batches)) if layers is None else layers
+    return {'ptq161':layers['ptq161'], 'blocks':moved(block, batches), 'restored':moved(again, batches, dense),
+            'restored, blocks':moved(block, batches, dense), **{n:layers[n] for n in ('trits','trits, feedback')}}
 
 # %% ../../nbs/ptq/13_ptq161.ipynb #c2f6eb2f
 _TWO = 'first two blocks of the embedded language model as a model of their own, KL'

@@ -115,14 +115,14 @@ def by_block(
     @torch.no_grad()
     def by_block_pass(model, batches):
         if not batches: raise ValueError('batches is empty; give at least one batch of calibration tokens')
-        todo = blocks(model)
+        todo = blocks(model); last = list(todo)[-1]
         float_in = quant_in = first_inputs(model, next(iter(todo.values())), cut(batches,batch))
         for name,block in todo.items():
             stats, layers, out = observe(block,quant_in), linears(block), run_block(block,float_in)
             for n,q in code(block, float_in, quant_in, [a[0] for a,_ in out], stats).items():
                 W, bias, st = layers[n].weight.data, layers[n].bias, _stats_for(n,stats)
                 block.set_submodule(n, QLinear(q, bias, dtype=W.dtype, error=layer_error(W,q.decode(),st)))
-            float_in, quant_in = out, run_block(block,quant_in)
+            if name!=last: float_in, quant_in = out, run_block(block,quant_in)
         return model
     return by_block_pass
 

@@ -17,6 +17,7 @@ __all__ = ['RATES', 'mixer', 'turned', 'unturned', 'coins', 'halves', 'ideal_bit
 # %% ../../nbs/vq/05_q_palette.ipynb #eee4c346
 import itertools, math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Callable
 import torch
 from torch import Tensor, nn
@@ -199,6 +200,7 @@ class QPalette:
 # %% ../../nbs/vq/05_q_palette.ipynb #027f7eee
 RATES = tuple(k/4 for k in range(6,17)) # for 10 bits of memory; higher rates need more
 
+@cache # asked for the same rates again and again
 def distortion(
     bits:int|float, # of the palette
     seed:int=0,     # of the numbers
