@@ -87,7 +87,8 @@ class League:
     only:tuple=()     # (key, value): the rows that the figure shows
 
     def drawn(self, rows:list)->list:
-        "The rows of the table that the figure shows"
+        "The rows of the table that the figure shows; what refused a budget has no size"
+        rows = [r for r in rows if r['method']=='float' or self.size in r]
         return [r for r in rows if r['method']=='float' or not self.only or r[self.only[0]]==self.only[1]]
 
 LEAGUES = dict(
