@@ -14,6 +14,7 @@ Modules:
 - `quantlab.bench.mxplm_survey`: Sort all that mixes widths by what gets its own width, why, and who decides; and let weights, cache and inputs share one memory, to see which division of the bits is best.
 - `quantlab.bench.outcome`: What an operator, a tokenizer, a score, a file format and a study promise, as checks that broken ones must fail.
 - `quantlab.bench.ptq_bench`: Sort all that rounds weights by the idea behind it, let one of each idea do the same job on three kinds of language model, and see which idea holds where.
+- `quantlab.bench.rotations`: Round weights, inputs, keys and values of one language model to 4 bits after nothing, after smoothing, after random rotations at one place more each time, and after learned ones, and see what every link adds.
 - `quantlab.bench.scores`: Three ways to say how far a damaged language model is from the one it was made of, and which question each of them answers.
 - `quantlab.bench.speed`: Seconds and memory to quantize the layers of one block of a large model on a GPU.
 - `quantlab.bench.tasks`: Questions with one right answer: finding one fact among many at several context lengths, and choosing the true continuation.
@@ -21,6 +22,7 @@ Modules:
 - `quantlab.bench.train_aligned`: Teach the embedded language model to say *unknown*, to refuse and to obey, by a change of low rank, and measure what rounding undoes.
 - `quantlab.bench.train_bert`: Train the small encoder on its five tasks at once, from examples that do not repeat, and measure what rounding does to it.
 - `quantlab.bench.train_detector`: Train the small detector whose robustness other notebooks study, on pictures that are drawn while it trains.
+- `quantlab.bench.train_digits`: Train the small network that reads handwritten digits, in seconds and on a processor.
 - `quantlab.bench.train_dit`: Train a network that draws images of a wanted class from noise, a copy of it that needs four steps instead of many, and a network that draws clips of moving shapes.
 - `quantlab.bench.train_llama`: Train the small language model that the other notebooks quantize, on text found on the machine and generated skills.
 - `quantlab.bench.train_mamba`: Train a Mamba and a Mamba2 by scans that run over a sequence in parallel and compute what transformers computes step by step.
@@ -63,7 +65,8 @@ Modules:
 - `quantlab.export.gguf_file`: A container of names, facts and tensors, written in one piece and read with nothing taken on trust.
 - `quantlab.export.gguf_fit`: Scales by search and regression for every block format of GGUF, and the formats as codecs of this package.
 - `quantlab.export.gguf_names`: What GGUF calls the tensors of a Llama or Qwen model, and in which order it holds the rows of queries and keys.
-- `quantlab.export.gguf_tokens`: A byte-level BPE tokenizer as facts of a GGUF file, if llama.cpp knows its rule of words by name.
+- `quantlab.export.gguf_rope`: A model that was stretched to longer texts turns its queries and keys more slowly; here is how a GGUF file says by how much.
+- `quantlab.export.gguf_tokens`: A BPE tokenizer, over bytes or over sentence pieces, as facts of a GGUF file, if llama.cpp can give the same tokens.
 - `quantlab.export.gguf_transcode`: A layer that a solver has put on integers, trits or MXFP4 is written in blocks of GGUF code for code, and refused if no format has its numbers.
 - `quantlab.export.grids`: An integer grid in the form from which every format of integers can be written, and words of 32 bits as they all use them.
 - `quantlab.export.hub`: After `import quantlab`, `AutoModelForCausalLM.from_pretrained(folder)` gives the quantized model, with the same logits bit for bit.
@@ -154,11 +157,13 @@ Modules:
 - `quantlab.testbeds.degradation`: What a camera and a file do to an image: noise, blur, faint contrast and JPEG, each in five strengths.
 - `quantlab.testbeds.detector`: A small convolutional network that finds one to three shapes in a picture, and a measure of detectors that is proved against brute force.
 - `quantlab.testbeds.diffusion`: A small transformer that turns noise into drawn images of a wanted class, and the sampler that runs it.
+- `quantlab.testbeds.digits`: Digits that people wrote, eight pixels wide, and a small residual network that reads them.
 - `quantlab.testbeds.gaits`: Stick figures that walk, run, hop, wave and squat as a caption says, each in its own way.
 - `quantlab.testbeds.images`: Pictures whose class is decided before they are drawn: one of four shapes filled with one of three textures, and everything else at random.
 - `quantlab.testbeds.items`: Made-up groups and what is typical of them, requests to do or to refuse, and simple instructions, all generated.
 - `quantlab.testbeds.logs`: A shop whose items have attributes and embeddings, and users whose next item follows a law that is known.
 - `quantlab.testbeds.motion`: The object of a drawn image moves along a line and bounces; where it is, is known exactly.
+- `quantlab.testbeds.planted`: Twins of trained testbeds that compute the same and are harder to round, because a few of their channels were made large.
 - `quantlab.testbeds.prompts`: Draw what a prompt of four words says, and tell from the pixels which words a picture follows.
 - `quantlab.testbeds.proteins`: Chains of N, CA and C atoms with exact bonds, folded by helices, strands and loops, and sequences that say something about the fold.
 - `quantlab.testbeds.quality`: A distance between samples and drawn images in the features of a classifier, how often the wanted class is seen, and the same for clips by arithmetic.

@@ -9,7 +9,7 @@ import pytest, torch
 from torch import nn
 from quantlab.core.pipe import pipe, quantize
 from quantlab.core.skills import skill_items
-from quantlab.core.testbed import calibration, held_text, llama
+from quantlab.core.testbed import calibration, held_text, llama, tiny_llama
 from quantlab.export.gguf import load_gguf, save_gguf
 from quantlab.export.gguf_blocks import FORMS, PLAIN, decode_blocks, row_bytes
 from quantlab.export.gguf_fit import Block, encode_blocks
@@ -111,6 +111,32 @@ def test_tokens(tmp_path):
     _, _, got = run(path, [1], texts=texts)
     for t,ids in zip(texts,got): assert ids==tok.encode(t), repr(t[:60])
 
+def pieces(text, size, first): # a sentence-piece tokenizer learned here, with every way to split a token as a merge
+    import tokenizers as T
+    from transformers import PreTrainedTokenizerFast
+    learn = T.Tokenizer(T.models.BPE()); learn.pre_tokenizer = T.pre_tokenizers.Metaspace()
+    learn.train_from_iterator(text, T.trainers.BpeTrainer(vocab_size=size, show_progress=False))
+    found = sorted(learn.get_vocab(), key=learn.get_vocab().get)
+    names = ['<unk>','<s>','</s>', *(f'<0x{b:02X}>' for b in range(256)), *sorted(found, key=lambda t: len(t)==1)]
+    ids = {t:k for k,t in enumerate(names)}
+    pairs = [(t[:k],t[k:]) for t in names[259:] for k in range(1,len(t)) if {t[:k],t[k:]}<=ids.keys()]
+    tok = T.Tokenizer(T.models.BPE(ids, pairs, byte_fallback=True, fuse_unk=True, unk_token='<unk>')); N = T.normalizers
+    if first: tok.pre_tokenizer = T.pre_tokenizers.Metaspace(split=False, prepend_scheme='first') # as Llama 2
+    else: tok.normalizer = N.Replace(' ','▁') # as Gemma
+    return PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
+
+@needs_llama
+@pytest.mark.parametrize('first', (True,False))
+def test_pieces_of_sentences(tmp_path, first):
+    seen, new = [t[:1500] for t in held_text()[::2]], [t[:1500].lstrip() for t in held_text()[1::2]]
+    tok = pieces(seen, 2000, first); m = tiny_llama(vocab_size=len(tok)+1)
+    odd = 'x = 12345 + 3.14e-7', 'a  b   c    d ', "it's  we'll\r\n", 'naïve ∑ 漢字 🙂', 'a', '', '\ta\n\n\n  b'
+    texts = [*new, *odd, *(('  indented',) if not first else ())]
+    _, _, got = run(save_gguf(m, tmp_path/'pieces.gguf', tok), [1], texts=texts)
+    same = [ids==tok.encode(t, add_special_tokens=False) for t,ids in zip(texts,got)]
+    print(f'pieces, a space in front {first}: {sum(same)} of {len(texts)} texts, {sum(map(len,got))} tokens')
+    assert all(same), repr(texts[same.index(False)][:60])
+
 @needs_llama
 @pytest.mark.parametrize('kind', (*PLAIN,*FORMS))
 def test_one_type(tmp_path, kind):
@@ -145,6 +171,29 @@ def test_families(tmp_path, family):
     path = save_gguf(m, tmp_path/f'{family}.gguf', types={'*':'F32'})
     got, said, _ = run(path, ids, [ids]); want = logits(m, ids)
     assert distance(got,want)<1e-5 and said==[greedy(m,ids,LENGTH)]
+
+LLAMA3 = dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4.,
+              original_max_position_embeddings=64)
+ROPES = dict(llama3=('llama',LLAMA3), linear=('llama',dict(rope_type='linear',factor=4.)),
+             linear_qwen3=('qwen3',dict(rope_type='linear',factor=4.)))
+
+@needs_llama
+@pytest.mark.parametrize('name', ROPES)
+def test_scaled_positions(tmp_path, name): # four times as far as the model of the rule has seen
+    family, rope = ROPES[name]; ids = torch.randint(2, 97, (256,), generator=torch.Generator().manual_seed(2)).tolist()
+    def made(rope):
+        m = tiny(family); c = copy.deepcopy(m.config)
+        c.update(dict(head_dim=64, max_position_embeddings=256, rope_parameters=dict(rope,rope_theta=1e4)))
+        m = type(m)(c).eval()
+        for k,p in enumerate(m.parameters()):
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))/4 if p.dim()>1 else p.data
+        return m
+    m, plain = made(rope), made(dict(rope_type='default'))
+    path = save_gguf(m, tmp_path/f'{name}.gguf', types={'*':'F32'}); back = load_gguf(path)
+    got, said, _ = run(path, ids, [ids[:200]]); want, other = logits(m,ids), logits(plain,ids)
+    print(f'{name}: logits differ by {distance(got,want):.2e}, by {distance(got,other):.2e} without the scaling')
+    assert torch.equal(logits(back,ids), want) and back.config.rope_parameters==m.config.rope_parameters
+    assert distance(got,want)<1e-5 and distance(got,other)>1e-2 and said==[greedy(m,ids[:200],LENGTH)]
 
 # encoders
 

@@ -10,7 +10,10 @@ from quantlab.core.pipe import pipe, qlayers, quantize
 from quantlab.core.settings import settings
 from quantlab.core.testbed import tiny_llama
 from quantlab.export.compressed import CompressedTensors
+from quantlab.export.gguf import GGUF, load_gguf, save_gguf
 from quantlab.export.hub import Hub
+from quantlab.export.matrix import ALONE
+from quantlab.export.onnx import ONNX
 from quantlab.export.packed import AWQCheckpoint, GPTQCheckpoint
 from quantlab.formats.blocks import MX, NVFP4
 from quantlab.formats.int import Int, SymInt
@@ -33,7 +36,7 @@ def fresh(code, *args, **env): # in a process of its own
 
 # transformers
 
-ALONE = '''import sys, quantlab, torch; from transformers import AutoModelForCausalLM
+FRESH = '''import sys, quantlab, torch; from transformers import AutoModelForCausalLM
 from safetensors.torch import load_file; torch.set_num_threads(1); x = load_file(sys.argv[2])
 m = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 assert torch.equal(m(x['ids']).logits, x['logits']), 'other logits'
@@ -43,7 +46,7 @@ def test_importing_quantlab_is_enough_for_from_pretrained(tmp_path):
     from safetensors.torch import save_file
     q = small(Int(3,32)); f = Hub().save(q, tmp_path/'q')
     save_file(dict(ids=IDS, logits=logits(q)), tmp_path/'x.safetensors')
-    r = fresh(ALONE, f, tmp_path/'x.safetensors')
+    r = fresh(FRESH, f, tmp_path/'x.safetensors')
     assert r.returncode==0 and r.stdout.strip()=='QLinear', r.stderr[-2000:]
 
 # form -> codec, and whether the reader keeps it packed in float32
@@ -91,6 +94,33 @@ def test_gptqmodel_decodes_the_same_weights(form, tmp_path): # rounded once to f
     save_file(dict(weights, ids=IDS, logits=logits(q)), tmp_path/'x.safetensors')
     r = fresh(READ, f, tmp_path/'x.safetensors', GPTQMODEL_CPU_WORKERS='2', TORCHDYNAMO_DISABLE='1')
     assert r.returncode==0 and float(r.stdout.split('apart')[-1])<1e-3, r.stderr[-2000:]
+
+# the same numbers in one format after the other
+
+WAYS = {'gptq':GPTQCheckpoint(), 'awq':AWQCheckpoint(), 'compressed':CompressedTensors(), 'gguf':GGUF(), 'onnx':ONNX()}
+ROUNDS = {'4 bits':(Int(4,32),WAYS), '4 bits, centred':(SymInt(4,32),WAYS), '4 bits, 64':(Int(4,64),WAYS),
+          '8 bits, centred':(SymInt(8,32),WAYS.keys()-{'awq'})}
+
+@pytest.mark.parametrize('name', ROUNDS)
+def test_grids_go_from_every_format_to_every_other(name, tmp_path): # nothing is rounded on the way
+    codec, ways = ROUNDS[name]; q = small(codec); want = logits(q)
+    weights = {n:l.weight for n,l in qlayers(q).items()}
+    if find_spec('onnxscript') is None: ways = set(ways)-{'onnx'}
+    def through(m, n):
+        e = WAYS[n]; back = e.load(e.save(m, tmp_path/(f'{n}.{n}' if n in ('gguf','onnx') else n)))
+        assert all(torch.equal(l.weight,weights[k]) for k,l in qlayers(back).items()), n
+        assert torch.equal(logits(back),want), n
+        return back
+    for a in sorted(ways):
+        there = through(q, a)
+        for b in sorted(ways): through(there, b)
+
+def test_blocks_of_llama_cpp_that_are_no_grid_are_refused_in_a_line(tmp_path):
+    f = save_gguf(small(Int(4,32)), tmp_path/'m.gguf', types='Q4_1')
+    for e in (AWQCheckpoint(), GPTQCheckpoint(), CompressedTensors()):
+        with pytest.raises(ValueError, match='smallest value is no whole number of steps') as said:
+            e.save(load_gguf(f), tmp_path/'no')
+        assert '\n' not in str(said.value) and not (tmp_path/'no').exists()
 
 # damaged folders
 
@@ -147,6 +177,11 @@ def test_no_format_returns_other_weights(): # among the cells that are recorded
     rows = [json.loads(l) for l in (settings().data/'exports.jsonl').read_text('utf8').splitlines()]
     wrong = [(r['source'],r['export']) for r in rows if r['verdict']=='wrong']
     assert rows and not wrong, f'written, but read back differently: {wrong}'
+
+def test_every_file_was_read_by_a_program_of_others(): # but for the folders that no other program knows
+    rows = [json.loads(l) for l in (settings().data/'exports.jsonl').read_text('utf8').splitlines()]
+    unread = [(r['source'],r['export']) for r in rows if r['verdict']=='written' and not r['reader']]
+    assert not [u for u in unread if u[1] not in ALONE], 'record them where gptqmodel and the others are installed'
 
 def test_readme_says_what_is_recorded():
     from quantlab.recipes.index import MARKS, with_formats

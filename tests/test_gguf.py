@@ -1,5 +1,5 @@
 """GGUF: every block format against another reader, models through a file, and files that want to do harm."""
-import math, resource, struct, tempfile
+import json, math, resource, struct, tempfile
 from pathlib import Path
 import gguf, numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -12,6 +12,8 @@ from quantlab.export.gguf import load_gguf, save_gguf
 from quantlab.export.gguf_blocks import FORMS, PLAIN, decode_blocks, pack_block, row_bytes, unpack_block
 from quantlab.export.gguf_file import read_gguf, write_gguf
 from quantlab.export.gguf_fit import Block, block_codes, block_error, encode_blocks, fit_block
+from quantlab.export.gguf_rope import NOTE, RULE, TABLE, rope_factors
+from quantlab.export.gguf_tokens import piece_scores
 from quantlab.export.gguf_transcode import on_grid, transcoded
 from quantlab.formats.blocks import MX
 from quantlab.formats.int import Int, SymInt
@@ -220,3 +222,65 @@ def test_impossible_configurations(good, tmp_path, key):
     if key not in ('attention.key_length','attention.head_count_kv','rope.freq_base','rope.scaling.type'):
         less = {k:v for k,v in facts.items() if k!=f'llama.{key}'}
         assert key.split('.')[-1] in refusal(write_gguf(tmp_path/'b', less, ts).read_bytes(), tmp_path)
+
+# scaled positions
+
+LLAMA3 = dict(rope_type='llama3', rope_theta=1e4, factor=8., low_freq_factor=1., high_freq_factor=4.,
+              original_max_position_embeddings=32)
+
+@pytest.fixture(scope='module')
+def stretched(tmp_path_factory):
+    m = tiny_llama(num_hidden_layers=1, head_dim=32, rope_parameters=LLAMA3)
+    return m, save_gguf(m, tmp_path_factory.mktemp('rope')/'m.gguf')
+
+def test_divisors_of_frequencies_are_those_of_the_converter(stretched): # three cases, as they are published
+    m, p = stretched; d = 32; found = next(t for t in gguf.GGUFReader(p).tensors if t.name==TABLE).data
+    f, low, high, old = (LLAMA3[k] for k in RULE); want = []
+    for k in range(0,d,2):
+        wave = 2*math.pi*1e4**(k/d); share = (old/wave-low)/(high-low)
+        want.append(1 if wave<old/high else f if wave>old/low else 1/((1-share)/f+share))
+    assert np.allclose(found, want, 1e-6) and found.dtype==np.float32 and {1.,8.}<set(found.tolist())
+    back = load_gguf(p); near(logits(back), logits(m), 0, 0); assert back.config.rope_parameters==LLAMA3
+
+ODD = st.sampled_from((0, -1, 1, .5, 2**40, 10**30, 1e300, math.nan, math.inf, True, None, 'x', [1], {}))
+
+@tries(80)
+@given(data=st.data())
+def test_tables_and_notes_of_positions_are_not_trusted(stretched, tmp_path, data):
+    facts, ts = read_gguf(stretched[1]); note, t = json.loads(facts[NOTE]), ts[TABLE].clone()
+    what = data.draw(st.sampled_from(('note','text','none','values','size','kind')))
+    if what=='note': facts[NOTE] = json.dumps(note|data.draw(st.dictionaries(st.sampled_from(RULE), ODD, min_size=1)))
+    if what=='text': facts[NOTE] = data.draw(st.text(max_size=20) | st.integers(0,9) | st.just('['*5000))
+    if what=='none': del facts[NOTE]
+    if what=='values': t[data.draw(st.integers(0,15))] = data.draw(st.floats(width=32))
+    if what=='size': t = torch.ones(data.draw(st.integers(1,40)))
+    if what=='kind': t = data.draw(st.sampled_from((t.half(), t.reshape(4,4), Block('Q8_0')(t.repeat(2)[None]))))
+    p = write_gguf(tmp_path/'b', facts, {**ts,TABLE:t})
+    if refusal(p.read_bytes(), tmp_path) is None: # the rule that was read gives the table
+        rope = load_gguf(p).config.rope_parameters
+        got = rope_factors(rope,32,1e4) if rope['rope_type']=='llama3' else torch.ones(16)*rope['factor']
+        near(got, t.float(), 1e-4, 0)
+
+@pytest.mark.parametrize('rope', (dict(rope_type='yarn',factor=4.), dict(rope_type='dynamic',factor=4.)))
+def test_rules_without_words_are_refused_and_leave_nothing(tmp_path, rope):
+    m = tiny_llama(rope_parameters=dict(rope,rope_theta=1e4))
+    with pytest.raises(ValueError, match=f"scaled by the rule '{rope['rope_type']}'") as e: save_gguf(m, tmp_path/'no')
+    assert '\n' not in str(e.value) and not (tmp_path/'no').exists()
+
+# scores of sentence pieces
+
+@tries(60)
+@given(data=st.data())
+def test_scores_merge_as_pairs_do(data): # or they are refused
+    from tokenizers import Tokenizer, models
+    letters = 'abc'; words = st.text(letters, min_size=2, max_size=4)
+    made = list(dict.fromkeys(data.draw(st.lists(words, max_size=8))))
+    ids = {t:k for k,t in enumerate((*letters,*made))}
+    pairs = [(t[:k],t[k:]) for t in made for k in range(1,len(t)) if {t[:k],t[k:]}<=ids.keys()]
+    if data.draw(st.booleans()): pairs = data.draw(st.permutations(pairs))
+    try: score = piece_scores(dict(vocab=ids, merges=[' '.join(p) for p in pairs]), set())
+    except ValueError as e: assert '\n' not in str(e); return
+    s = list(data.draw(st.text(letters, min_size=1, max_size=12))); text = ''.join(s)
+    while at:=[(score[a+b],-k) for k,(a,b) in enumerate(zip(s,s[1:])) if a+b in score]:
+        k = -max(at)[1]; s[k:k+2] = [s[k]+s[k+1]]
+    assert s==Tokenizer(models.BPE(ids, pairs)).encode(text).tokens

@@ -1,5 +1,5 @@
 """Files that onnxruntime runs; and files that nobody should have written."""
-import copy, subprocess, sys, tempfile
+import copy, json, resource, subprocess, sys, tempfile
 from hashlib import sha256
 from pathlib import Path
 import pytest, torch
@@ -12,7 +12,9 @@ from quantlab.core.qlayer import Static, qlayer
 from quantlab.core.testbed import tiny_llama
 from quantlab.core.walk import matrix
 from quantlab.export import onnx as ours
+from quantlab.export.matrix import by_onnxruntime
 from quantlab.export.onnx import ONNX, answers_of, filled, session
+from quantlab.export.reading import read_model, written_as
 from quantlab.formats.int import Int, SymInt
 from quantlab.formats.nf import NF
 from quantlab.ptq.pd_quant import Part
@@ -71,6 +73,22 @@ def test_language_models_of_any_length(tmp_path): # and one tensor for the first
         ids = torch.randint(0, 97, (n,t), generator=gen(t))
         with torch.no_grad(): want, back = q(ids).logits, ONNX().load(f)(ids).logits
         assert torch.equal(back, want) and (answers_of(run, ids)-want).abs().max()<=1e-5*want.abs().max()
+
+CODECS = [Int(2,32), Int(4,32), Int(4,-1), Int(8,-1), SymInt(4,32), SymInt(8,32), SymInt(2,0)]
+
+@pytest.mark.parametrize('codec', CODECS, ids=str)
+def test_onnxruntime_decodes_the_same_weights(codec, tmp_path):
+    q = small(codec); f = ONNX().save(q, tmp_path/'q.onnx'); found = by_onnxruntime(f, q)
+    assert found.keys()==qlayers(q).keys() and all(torch.equal(found[n],l.weight) for n,l in qlayers(q).items())
+    m = onnx.load(f); t = next(t for t in m.graph.initializer if t.name.endswith('.up_proj.weight.codes'))
+    t.raw_data = bytes([t.raw_data[0]^1])+t.raw_data[1:]; onnx.save(m, tmp_path/'other.onnx') # one code changes
+    other = by_onnxruntime(tmp_path/'other.onnx', q)
+    assert not other or not all(torch.equal(other[n],l.weight) for n,l in qlayers(q).items())
+
+def test_a_file_is_opened_by_its_name(tmp_path):
+    q = small(SymInt(4,32)); f = ONNX().save(q, tmp_path/'q.onnx'); ids = torch.arange(8)[None]
+    assert written_as(f)=='onnx'
+    with torch.no_grad(): assert torch.equal(read_model(f)(ids).logits, q(ids).logits)
 
 ALONE = '''import sys; from hashlib import sha256
 from quantlab.export.onnx import filled; from quantlab.testbeds.vision import resnet
@@ -132,3 +150,24 @@ def test_fields_of_tensors_are_not_trusted(whole, data): # whatever is said of t
     else: setattr(t, field, b'' if field=='raw_data' else 'other')
     out = read(m.SerializeToString(), whole[1])
     assert isinstance(out,str) and len(out)<1000 and '\n' not in out or out.shape==(2,12)
+
+@pytest.fixture(scope='module')
+def language(tmp_path_factory):
+    return ONNX().save(small(Int(4,32)), tmp_path_factory.mktemp('onnx')/'q.onnx').read_bytes()
+
+ODD = [0, 1, -1, 3, 10**4, 2**31, 2**40, 2**62, 2**64, .5, True, None, 'x', [], [2**40], {}]
+
+@tries(60)
+@given(data=st.data())
+def test_numbers_of_the_note_are_not_trusted(whole, language, data): # nor is memory taken that the file has no use for
+    raw, x = data.draw(st.sampled_from([whole, (language, torch.arange(8)[None])]))
+    m = onnx.load_model_from_string(raw); note = json.loads(m.metadata_props[0].value)
+    for k in data.draw(st.lists(st.sampled_from(sorted(note['config'])), min_size=1, max_size=3)):
+        note['config'][k] = data.draw(st.sampled_from(ODD))
+    m.metadata_props[0].value = json.dumps(note); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as d:
+        f = Path(d)/'bad.onnx'; f.write_bytes(m.SerializeToString())
+        try: out = sum(p.numel() for p in ONNX().load(f).parameters())
+        except ValueError as e: out = str(e)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before<2**18, 'memory was taken for it'
+    assert isinstance(out,int) or len(out)<1000 and '\n' not in out and 'bad.onnx' in out

@@ -30,6 +30,7 @@ from .gguf_blocks import FORMS, PLAIN, blocked
 from .gguf_file import read_gguf, write_gguf
 from .gguf_fit import encode_blocks
 from .gguf_names import FAMILIES, reordered, row_order, tensor_name
+from .gguf_rope import TABLE, number_of, rope_facts, rope_of
 from .gguf_tokens import ENDS, token_facts
 from .gguf_transcode import on_grid, transcoded
 
@@ -60,24 +61,24 @@ def _doubts(model): # what another program would compute differently
     c = getattr(model, 'config', None)
     if FAMILIES.get(getattr(c,'model_type',None),'')+'ForCausalLM'!=type(model).__name__:
         yield f'a {type(model).__name__} has no graph; {", ".join(FAMILIES.values())}ForCausalLM have one'
-    rope = (c.rope_parameters or {}).get('rope_type','default')
     if c.hidden_act!='silu': yield f'its activation is {c.hidden_act}, and the graph has silu'
-    if rope!='default': yield f'its positions are scaled by the rule {rope!r}'
     if getattr(c,'use_sliding_window',False): yield 'its attention sees a window'
     for n,m in model.named_modules():
         if getattr(m,'act',None) is not None: yield f'the inputs of {n} are quantized, and the file holds weights only'
 
-def _facts(model, arch):
+def _facts(model, arch): # and the tensor of a scaling, if there is one
     c = model.config; heads = c.num_attention_heads; d = getattr(c,'head_dim',None) or c.hidden_size//heads
+    try: scaled, table = rope_facts(c.rope_parameters, arch, d)
+    except ValueError as e: raise ValueError(f'model does not fit GGUF: {e}') from None
     own = {'context_length':c.max_position_embeddings, 'embedding_length':c.hidden_size, 'vocab_size':c.vocab_size,
            'block_count':c.num_hidden_layers, 'feed_forward_length':c.intermediate_size, 'attention.head_count':heads,
            'attention.head_count_kv':c.num_key_value_heads, 'attention.key_length':d, 'attention.value_length':d,
            'attention.layer_norm_rms_epsilon':float(c.rms_norm_eps), 'rope.dimension_count':d,
            'rope.freq_base':float((c.rope_parameters or {}).get('rope_theta',1e4))}
-    found = {f'tokenizer.ggml.{k}_token_id':getattr(c,f'{k}_token_id',None) for k in ENDS[:3]}
+    found = {f'tokenizer.ggml.{n}_token_id':getattr(c,f'{k}_token_id',None) for k,n in ENDS.items()}
     return {'general.architecture':arch, 'general.name':c.model_type, 'general.quantization_version':2,
             **{f'{arch}.{k}':v for k,v in own.items()}, 'tokenizer.ggml.model':'none',
-            **{k:i for k,i in found.items() if type(i) is int and i>=0}}
+            **{k:i for k,i in found.items() if type(i) is int and i>=0}, **scaled}, table
 
 def save_gguf(
     model:nn.Module,          # Llama, Qwen2 or Qwen3 of transformers, quantized or not
@@ -89,7 +90,7 @@ def save_gguf(
     for why in _doubts(model): raise ValueError(f'model does not fit GGUF: {why}')
     arch, c, params = model.config.model_type, model.config, model_tensors(held(model))
     rules = patterns(types, [k.removesuffix('.weight') for k,t in params.items() if len(t.shape)==2])
-    facts, tensors = _facts(model, arch), {}
+    facts, tensors = _facts(model, arch)
     if tokenizer is not None: facts |= token_facts(tokenizer, c.vocab_size)
     for k,t in params.items():
         name = tensor_name(k, arch); t = _stored(k, t, rules)
@@ -98,31 +99,24 @@ def save_gguf(
     return write_gguf(path, facts, tensors)
 
 # %% ../../nbs/export/03_gguf.ipynb #88d24d03
-def _number(facts, key, kind, low, high, default=None):
-    v = facts.get(key, default)
-    if type(v) is kind and low<=v<=high: return v
-    raise ValueError(f'{key} is {str(v)[:40]}; it must be {kind.__name__}, {low:g} to {high:g}')
-
-def _config(facts, names): # class and configuration
+def _config(facts, tensors): # class and configuration
     import transformers
     arch = facts.get('general.architecture')
     if not isinstance(arch,str) or arch not in FAMILIES:
         raise ValueError(f'its architecture is {str(arch)[:40]!r}; known are {", ".join(FAMILIES)}')
-    if facts.get(f'{arch}.rope.scaling.type','none')!='none': raise ValueError('its positions are scaled')
-    def n(k, most=2**24, default=None): return _number(facts, f'{arch}.{k}', int, 1, most, default)
-    def real(k, low, high, default=None): return _number(facts, f'{arch}.{k}', float, low, high, default)
+    def n(k, most=2**24, default=None): return number_of(facts, f'{arch}.{k}', int, 1, most, default)
     wide, heads = n('embedding_length'), n('attention.head_count'); kv = n('attention.head_count_kv', heads, heads)
     d = n('attention.key_length', 2**16, max(1,wide//heads))
     if heads%kv or d%2: raise ValueError(f'{heads} heads of {d} do not share {kv} keys, or cannot be rotated')
-    biases = dict(attention_bias='blk.0.attn_q.bias' in names, mlp_bias='blk.0.ffn_up.bias' in names)
-    keys = {f'{k}_token_id':f'tokenizer.ggml.{k}_token_id' for k in ENDS[:3]}
-    ends = {k:_number(facts,v,int,0,2**24) for k,v in keys.items() if v in facts}
+    biases = dict(attention_bias='blk.0.attn_q.bias' in tensors, mlp_bias='blk.0.ffn_up.bias' in tensors)
+    keys = {f'{k}_token_id':f'tokenizer.ggml.{ENDS[k]}_token_id' for k in ('bos','eos','pad')}
+    ends = {k:number_of(facts,v,int,0,2**24) for k,v in keys.items() if v in facts}
     return getattr(transformers,FAMILIES[arch]+'Config'), dict(
         hidden_size=wide, num_attention_heads=heads, num_key_value_heads=kv, head_dim=d, **ends,
-        intermediate_size=n('feed_forward_length'), num_hidden_layers=n('block_count',max(1,len(names)//9)),
-        max_position_embeddings=n('context_length',2**31), rms_norm_eps=real('attention.layer_norm_rms_epsilon',0,1),
-        tie_word_embeddings='output.weight' not in names, **{k:v for k,v in biases.items() if arch=='llama'},
-        rope_parameters=dict(rope_type='default', rope_theta=real('rope.freq_base',1,1e12,1e4)))
+        intermediate_size=n('feed_forward_length'), num_hidden_layers=n('block_count',max(1,len(tensors)//9)),
+        max_position_embeddings=n('context_length',2**31), rope_parameters=rope_of(facts, tensors, arch, d),
+        rms_norm_eps=number_of(facts, f'{arch}.attention.layer_norm_rms_epsilon', float, 0, 1),
+        tie_word_embeddings='output.weight' not in tensors, **{k:v for k,v in biases.items() if arch=='llama'})
 
 def _named(model, arch, tied): # name in the file -> name here
     return {tensor_name(k,arch):k for k in model.state_dict() if not (tied and k=='lm_head.weight')}
@@ -144,6 +138,7 @@ def _made(facts, tensors, backend):
     import transformers
     from huggingface_hub.errors import StrictDataclassError
     kind, fields = _config(facts, tensors); arch = facts['general.architecture']
+    tensors = {n:t for n,t in tensors.items() if n!=TABLE}
     shape = tensors['token_embd.weight'].shape if 'token_embd.weight' in tensors else ()
     if len(shape)!=2: raise ValueError(f'token_embd.weight has shape {tuple(shape)}')
     try:

@@ -40,16 +40,19 @@ def config_of(
     if type(model) is ResNet: return json.dumps(dict(model_type='ResNet', **model.sizes), sort_keys=True)
     c = json.loads(held(model).config.to_json_string(use_diff=False))
     c |= dict(architectures=[type(model).__name__], dtype='float32') # in which the graph computes
-    return json.dumps({k:v for k,v in c.items() if k!='_name_or_path'}, sort_keys=True)
+    elsewhere = '_name_or_path', 'quantization_config' # where it lay, and in which words
+    return json.dumps({k:v for k,v in c.items() if k not in elsewhere}, sort_keys=True)
 
 def built(
     config:str, # from `config_of`
+    device:str='cpu', # 'meta' for an architecture without numbers
 )->nn.Module:   # in evaluation mode
     "The architecture, with weights still to come"
     c = json.loads(config)
     if c.get('model_type')!='ResNet':
-        with tempfile.TemporaryDirectory() as d: write_text(Path(d)/'config.json', config); return build(d)
-    with torch.random.fork_rng(): return ResNet(tuple(c['widths']), tuple(c['depths']), c['classes']).eval()
+        with tempfile.TemporaryDirectory() as d: write_text(Path(d)/'config.json', config); return build(d, device)
+    with torch.random.fork_rng(), torch.device(device):
+        return ResNet(tuple(c['widths']), tuple(c['depths']), c['classes']).eval()
 
 # %% ../../nbs/export/08b_onnx.ipynb #f86a7140
 class _Logits(nn.Module): # what is traced
@@ -176,11 +179,27 @@ def opened(
         raise ValueError(f'{path}: not an ONNX file of this package ({why})') from e
     return note, {t.name.removesuffix('.narrow'):t for t in m.graph.initializer}
 
-def _with_numbers(model, note, tensors, backend, path): # the numbers of a file in their places
+_MANY = 'num_hidden_layers', 'num_layers', 'depths', 'num_experts', 'num_local_experts' # how often a part is repeated
+
+def _sized(config, get, names): # the architecture, if it is no larger than what the file holds
+    many = [n for k in _MANY for v in [config.get(k)] for n in (v if isinstance(v,list) else [v]) if type(n) is int]
+    if max(many,default=0)>len(names): raise ValueError(f'{max(many)} layers, and the file has {len(names)} tensors')
+    text = json.dumps(config); empty = built(text, 'meta'); rest = sum(b.numel() for b in empty.buffers())
+    if rest>2**26: raise ValueError(f'{rest} numbers beside its weights')
+    tied = getattr(getattr(empty,'config',None),'tie_word_embeddings',False)
+    for k,t in empty.state_dict().items():
+        if not t.is_floating_point() or tied and k=='lm_head.weight' and not {k,f'{k}.codes'}&names: continue
+        n = get(f'{k}.codes' if f'{k}.codes' in names else k)[0].numel()
+        if n!=t.numel(): raise ValueError(f'{k} has {n} numbers in the file, {t.numel()} in its architecture')
+    return built(text)
+
+def _with_numbers(note, tensors, backend, path): # the numbers of a file in their places
+    @cache
     def get(k):
         if k not in tensors: raise ValueError(f'{k} is missing')
         return read_tensor(tensors[k])
-    state = model.state_dict(); coded = [k for k in state if f'{k}.codes' in tensors]
+    model = _sized(note['config'], get, tensors.keys()); state = model.state_dict()
+    coded = [k for k in state if f'{k}.codes' in tensors]
     tied = getattr(getattr(model,'config',None),'tie_word_embeddings',False)
     free = {*coded, *({'lm_head.weight'} if tied else set())-tensors.keys()} # the first is read below, the other twice
     plain = {k:get(k)[0].float() for k,t in state.items() if t.is_floating_point() and k not in free}
@@ -200,7 +219,7 @@ class ONNX:
 
     def load(self, path):
         note, tensors = opened(path)
-        try: return _with_numbers(built(json.dumps(note['config'])), note, tensors, self.backend, path)
+        try: return _with_numbers(note, tensors, self.backend, path)
         except Exception as e: # what a damaged configuration may bring about has no bounds
             why = ' '.join(str(e).removeprefix(f'{path}: ').split())[:300]
             raise ValueError(f'{path}: {"" if isinstance(e,ValueError) else type(e).__name__+": "}{why}') from e

@@ -41,7 +41,7 @@ def _tokenizer(path): # that of a folder, or None
     return AutoTokenizer.from_pretrained(path) if here else None
 
 def open_model(
-    name:str|None=None, # None the embedded model; else a folder, a GGUF file or a hub name
+    name:str|None=None, # None the embedded model; else a folder, a GGUF or ONNX file, or a hub name
 )->tuple:               # model in evaluation mode, tokenizer, short name
     "Load a model and its tokenizer, None if it has none; FileNotFoundError or ValueError with one line that names it"
     if name is None: return *llama(), 'llama'
@@ -49,7 +49,9 @@ def open_model(
     if not (path.exists() or re.fullmatch(r'[\w-]+/[\w.-]+', name)):
         raise FileNotFoundError(f'model={name!r}: no such folder; give one with config.json, or a hub name owner/model')
     if path.exists() and ((path/'quantlab.json').is_file() or written_as(path)!='none'):
-        return read_model(path), _tokenizer(path), path.name
+        if (reads:=getattr(model:=read_model(path),'main_input_name','pictures'))=='input_ids':
+            return model, _tokenizer(path), path.name
+        raise ValueError(f'model={name!r} reads {reads}, not tokens; open it with quantlab.export.read_model')
     return *_from_transformers(name), path.name
 
 # %% ../../nbs/recipes/01_main.ipynb #4b16c453
