@@ -5,14 +5,14 @@ of them than the cache keeps: no weight is read twice in a row."""
 import math, statistics
 import torch
 from torch.nn import functional as F
-from quantlab.kernels import hadamard as H, wna16 as W
+from quantlab.kernels import attend as A, hadamard as H, lookup as L, wna16 as W
 
 SHAPES = (4096,4096), (4096,28672), (14336,4096), (8192,28672) # columns, rows of the weights
 BATCHES = 1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096
 
 def graph_us(
     calls,       # functions that launch work on the GPU, one for each copy of the weights
-    reps:int=9,  # replays
+    reps:int=21, # replays
 )->float:        # microseconds
     "Median time of one call"
     side = torch.cuda.Stream(); side.wait_stream(torch.cuda.current_stream())
@@ -47,9 +47,14 @@ def layer(m, n, k, bits): # one row of the table
     bf = [torch.randn(n, k, device='cuda', dtype=torch.bfloat16) for _ in range(3)]; xb = x.bfloat16()
     us = dict(bf16=graph_us([lambda w=w: xb@w.T for w in bf]), fused=graph_us([lambda w=w: fused(w) for w in ws]),
               decoded=graph_us([lambda w=w: x@W.dense(w, s, None, bits, 128).T for w in ws[:3]]))
-    if bits==4 and m<=128: us['int4pack'] = graph_us(_tinygemm(n, k, xb, min(copies,6)))
+    if bits==4 and m<=128: us |= _others(m, n, k, x, ws, s, count, min(copies,6))
     return dict(m=m, n=n, k=k, bits=bits, group=128, error=error, plan=W.blocks(m,n,k,bits),
-                us={a:round(t,2) for a,t in us.items()})
+                decodes=W.decodes(m,n,k,bits), us={a:round(t,2) for a,t in us.items()})
+
+def _others(m, n, k, x, ws, s, count, copies): # a table of sixteen numbers; torch's kernel
+    t, xb = torch.linspace(-1, 1, 16, device='cuda').half(), x.bfloat16()
+    return dict(table=graph_us([lambda w=w: L.run(x, w, s, t, 128, count=count) for w in ws]),
+                int4pack=graph_us(_tinygemm(n, k, xb, copies)))
 
 def layers()->list:
     "The product, every width and shape"
@@ -100,4 +105,18 @@ def rotations()->list:
         rows.append(dict(load=name, us={a:round(t,2) for a,t in us.items()}))
     return rows
 
-TABLES = dict(layers=layers, decoder=decoder, rotations=rotations)
+def caches()->list:
+    "One token that looks at a cache, beside torch's attention to keys and values in 16 bits"
+    rows = []
+    for name,args in A.loads().items():
+        q, v = args[0], args[4]; (h, r, d), n = q.shape, v.shape[1]
+        K, V = (torch.randn(1, h, n, d, device='cuda', dtype=q.dtype) for _ in 'kv')
+        packs = [tuple(t.clone() if torch.is_tensor(t) else t for t in args) for _ in range(3)]
+        us = dict(packed=graph_us([lambda a=a: A.attend(*a) for a in packs]),
+                  half=graph_us([lambda c=c: F.scaled_dot_product_attention(q[None], c[0], c[1], enable_gqa=True)
+                                 for c in [(K,V), (K.clone(),V.clone()), (K.clone(),V.clone())]]))
+        rows.append(dict(load=name, heads=h, queries=r, tokens=n, bytes=A.moved(*args), half_bytes=4*h*n*d,
+                         us={a:round(t,2) for a,t in us.items()}))
+    return rows
+
+TABLES = dict(layers=layers, decoder=decoder, rotations=rotations, caches=caches)

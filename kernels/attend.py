@@ -2,9 +2,10 @@
 
 Keys have a scale and a smallest number for every channel of a block of tokens, values for every group of channels of a
 token, as KIVI stores them. A byte holds P = 8/bits codes that lie d/P channels apart, so that plane i of a row of bytes
-is a run of neighbouring channels. A program has the query heads of one head of the keys and walks over blocks of tokens
-with a running maximum and a running sum, so that no decoded key and no row of probabilities is ever written. It returns
-the logarithm of the sum too: attention over newer tokens in 16 bits, computed apart, is joined to it by that number."""
+is a run of neighbouring channels. A program has the query heads of one head of the keys and walks over blocks of a part
+of the tokens with a running maximum and a running sum, so that no decoded key and no row of probabilities is ever
+written. It returns the logarithm of the sum too. By that number the parts are joined, and attention over newer tokens
+in 16 bits, computed apart, is joined to them."""
 import math
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from jaxtyping import Float, UInt8
 from quantlab.kernels._launch import jit, require, tl
 
 RTOL, ATOL = 1e-2, 1e-2      # decoded numbers and probabilities are rounded to 16 bits; entries are about 1
+PROGRAMS = 264               # two for each multiprocessor of an H200
 
 def _check(q, k, ks, v, vs, bits):
     (h, n, w), d = k.shape, k.shape[2]*8//bits if bits in (2,4,8) else 0
@@ -63,14 +65,15 @@ def _planes(b, I:tl.constexpr, C:tl.constexpr, BITS:tl.constexpr): # codes of C 
         return tl.join(x, y).permute(0,2,1).reshape(x.shape[0], 2*x.shape[1])
 
 @jit
-def _attend(q, k, ks, kl, v, vs, vl, out, R, N, scaling, D:tl.constexpr, W:tl.constexpr, T:tl.constexpr, G:tl.constexpr,
-            BITS:tl.constexpr, RS:tl.constexpr, BLOCK:tl.constexpr):
-    "One program: one head of the keys, with all its query heads"
+def _attend(q, k, ks, kl, v, vs, vl, out, R, N, span, scaling, D:tl.constexpr, W:tl.constexpr, T:tl.constexpr,
+            G:tl.constexpr, BITS:tl.constexpr, RS:tl.constexpr, BLOCK:tl.constexpr):
+    "One program: one head of the keys with all its query heads, over `span` tokens"
+    first = tl.program_id(1)*span
     h, r, c, w = tl.program_id(0).to(tl.int64), tl.arange(0, RS), tl.arange(0, D), tl.arange(0, W)
     Q = tl.load(q+h*R*D+r[:,None]*D+c[None,:], mask=(r<R)[:,None], other=0)
     top, total = tl.full((RS,), float('-inf'), tl.float32), tl.zeros((RS,), tl.float32)
     acc = tl.zeros((RS,D), tl.float32)
-    for t in range(0, N, BLOCK): # a block of tokens lies in one block of keys
+    for t in range(first, tl.minimum(first+span,N), BLOCK): # a block of tokens lies in one block of keys
         n = t+tl.arange(0, BLOCK)
         at, cell = (h*N+n)[:,None]*W+w[None,:], (h*(N//T)+t//T)*D+c
         K = _planes(tl.load(k+at), 0, 8//BITS, BITS)*tl.load(ks+cell)[None,:]+tl.load(kl+cell)[None,:]
@@ -81,7 +84,7 @@ def _attend(q, k, ks, kl, v, vs, vl, out, R, N, scaling, D:tl.constexpr, W:tl.co
         V = _planes(tl.load(v+at), 0, 8//BITS, BITS)*tl.load(vs+cell)+tl.load(vl+cell)
         acc = acc*fade[:,None]+tl.dot(p.to(Q.dtype), V.to(Q.dtype), input_precision='ieee')
         total, top = total*fade+tl.sum(p, 1), high
-    o = out+h*R*(D+1)+r*(D+1)
+    o = out+(tl.program_id(1)*tl.num_programs(0)+h)*R*(D+1)+r*(D+1)
     tl.store(o[:,None]+c[None,:], acc/total[:,None], mask=(r<R)[:,None])
     tl.store(o+D, top+tl.log(total), mask=r<R)
 
@@ -101,20 +104,26 @@ def attend(
     if not n: return attend_ref(q, k, ks, kl, v, vs, vl, bits)
     q, k, v = (t.contiguous() for t in (q,k,v))
     ks, kl, vs, vl = (t.float().contiguous() for t in (ks,kl,vs,vl))
-    out, r, block = torch.empty(h, q.shape[1], d+1, device=q.device), q.shape[1], n//ks.shape[1]
-    rows = max(16, 1<<(r-1).bit_length())
-    _attend[(h,)](q, k, ks, kl, v, vs, vl, out, r, n, d**-.5, d, k.shape[2], block, vs.shape[2], bits, rows,
-                  min(block, 64))
-    return out
+    r, block = q.shape[1], min(n//ks.shape[1], 64)
+    span = -(-n//(block*parts_of(h, n//block)))*block
+    out = torch.empty(-(-n//span), h, r, d+1, device=q.device)
+    _attend[(h,len(out))](q, k, ks, kl, v, vs, vl, out, r, n, span, d**-.5, d, k.shape[2], n//ks.shape[1], vs.shape[2],
+                          bits, max(16, 1<<(r-1).bit_length()), block)
+    return joined(out)
+
+def parts_of(
+    h:int,      # heads of the keys
+    blocks:int, # of tokens
+)->int:         # at least one
+    "Parts of the tokens: two programs a multiprocessor, as far as each has a block"
+    return max(1, min(blocks, -(-PROGRAMS//h)))
 
 def joined(
-    a:Float[Tensor,"h r e"], # from `attend`
-    b:Float[Tensor,"h r e"], # the same over other tokens
-)->Float[Tensor,"h r e"]:    # over all of them
-    "Attention over two sets of tokens from attention over each"
-    l = torch.logaddexp(a[...,-1:], b[...,-1:])
-    wa, wb = ((x[...,-1:]-l).exp() for x in (a,b))
-    return torch.cat([(wa*a+wb*b)[...,:-1], l], -1)
+    parts:Float[Tensor,"p h r e"], # from `attend`, each over other tokens
+)->Float[Tensor,"h r e"]:          # over all of them
+    "Attention over sets of tokens from attention over each, added up in their order"
+    l = parts[...,-1:]; total = l.logsumexp(0)
+    return torch.cat([((l-total).exp()*parts[...,:-1]).sum(0), total], -1)
 
 def moved(q, k, ks, kl, v, vs, vl, bits)->int: # arguments of the reference -> bytes
     "What must be read and written at least; scales and smallest numbers in 16 bits"
@@ -138,6 +147,7 @@ def cases(
     x, b = torch.ones(1,1,1).half(), torch.ones(1,1,1,dtype=torch.uint8); one = x, b, x, x, b, x, x, 8
     return dict(one=tuple(t.to(device) if isinstance(t,Tensor) else t for t in one), odd=make(1,3,96,64,4),
                 two=make(2,2,64,64,2), eight=make(1,1,128,32,8), many=make(1,20,32,64,4),
+                long=make(2,2,544,32,4),
                 single=make(1,2,32,64,4,16,4,torch.float32),
                 extremes=(q*30, *rest), strided=(q[:,::2], *rest), empty=make(1,2,0,64,4),
                 three_bits=(q, *rest[:-1], 3))
@@ -151,5 +161,5 @@ def loads(
 def builds()->list: # (kernel, types of its arguments, its constants) that must compile for a GPU
     "Two widths"
     like = dict(q='*fp16', k='*u8', ks='*fp32', kl='*fp32', v='*u8', vs='*fp32', vl='*fp32', out='*fp32',
-                R='i32', N='i32', scaling='fp32')
+                R='i32', N='i32', span='i32', scaling='fp32')
     return [(_attend, like, dict(D=128, W=128*b//8, T=32, G=4, BITS=b, RS=16, BLOCK=32)) for b in (2,4)]

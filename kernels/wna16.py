@@ -120,8 +120,10 @@ def _plane(words, z, I:tl.constexpr, BITS:tl.constexpr, HALF:tl.constexpr, PLAIN
 
 @jit
 def _span(words, z, I:tl.constexpr, C:tl.constexpr, BITS:tl.constexpr, HALF:tl.constexpr, PLAIN:tl.constexpr):
-    "C planes from I on, side by side"
-    if C==1: return _plane(words, z, I, BITS, HALF, PLAIN)
+    "C planes from I on, side by side; of 0 bits if they are numbers already"
+    if C==1:
+        if BITS==0: return words[I]
+        else: return _plane(words, z, I, BITS, HALF, PLAIN)
     else:
         a, b = _span(words,z,I,C//2,BITS,HALF,PLAIN), _span(words,z,I+C//2,C//2,BITS,HALF,PLAIN)
         return tl.join(a, b).permute(0,2,1).reshape(a.shape[0], 2*a.shape[1])
@@ -180,20 +182,22 @@ def _wna16(x, words, scale, zero, out, part, count, M, N, K, xs, split, GROUP:tl
     NG:tl.constexpr = COLS//GROUP if GROUP<COLS else 1 # groups of a tile
     PG:tl.constexpr = COLS//Q//NG                      # planes of a group
     R:tl.constexpr = PG if PG<RUN else RUN
+    WALK:tl.constexpr = BM>=64 # carried addresses cost registers and save instructions
     HALF:tl.constexpr = BITS==8 or x.dtype.element_ty==tl.float16 # 128+code in bfloat16 needs codes below 128
     first, last = pk*(K//COLS)//split, (pk+1)*(K//COLS)//split
     if not PLAIN: _overlap()
     n, m = pn*BN+tl.arange(0, BN), pm*BM+tl.arange(0, BM)
     seen, real, acc = m<M, n<N, tl.zeros((BN,BM), tl.float32)
-    wp = words+(n//64).to(tl.int64)[:,None]*(K*BITS//16*64)+(n%64)[:,None]*Q+tl.arange(0, Q)[None,:]
-    xp = x+m.to(tl.int64)[None,:]*xs+tl.arange(0, R*Q)[:,None]
+    wp = words+(n//64).to(tl.int64)[:,None]*(K*BITS*4)+first*(4*COLS*BITS)+(n%64)[:,None]*Q+tl.arange(0, Q)[None,:]
+    xp = x+m.to(tl.int64)[None,:]*xs+first*COLS+tl.arange(0, R*Q)[:,None]
     after = tl.load(scale+first*COLS//GROUP*N+n, mask=real, other=0) # scales come one group ahead
     for t in range(first, last):
-        w = _load(wp+t*(4*COLS*BITS), real, Q, BITS)
+        w = _load(wp if WALK else wp+(t-first)*(4*COLS*BITS), real, Q, BITS)
         for g in tl.static_range(NG):
             s, r, h = after, t*COLS//GROUP+g, t*COLS//GROUP+g+1 if NG>1 else (t+1)*COLS//GROUP
             after, z = tl.load(scale+h*N+n, mask=real & (h*GROUP<K), other=0), _zero(zero, r, N, n, real, BITS, ASYM)
-            acc = _group(w, xp+t*COLS, s, z, acc, seen, g, PG, R, Q, BITS, HALF, PLAIN)
+            acc = _group(w, xp if WALK else xp+(t-first)*COLS, s, z, acc, seen, g, PG, R, Q, BITS, HALF, PLAIN)
+        wp, xp = (wp+4*COLS*BITS, xp+COLS) if WALK else (wp, xp)
     _write(acc, out, part, count+pn*tl.num_programs(0)+pm, m, n, M, N, pk, split, ONE)
 
 @jit
@@ -231,16 +235,26 @@ def dense(
 def _plans(): return json.loads(Path(__file__).with_suffix('.json').read_text(encoding='utf8'))
 
 @cache
-def blocks(
-    m:int, n:int, k:int, # tokens, rows and columns of the weights
-    bits:int,            # of a code
-)->tuple:                # tokens and rows of a block, parts of the columns, warps, stages, planes at once, registers
-    "Block sizes of the nearest shape that was tuned, if need be for 4 bits; 0 registers leave them to the compiler"
+def _plan(m, n, k, bits): # of the nearest shape that was tuned, if need be for 4 bits
     rows = [r for r in _plans() if r['bits']==bits and r['m']>=m] or [r for r in _plans() if r['bits']==4]
     size = min({r['m'] for r in rows if r['m']>=m} or {max(r['m'] for r in rows)})
     def far(r): return abs(math.log(r['n']/n))+abs(math.log(r['k']/k))
-    bm, bn, split, *rest = min((r for r in rows if r['m']==size), key=far)['plan']
-    return bm, bn, max(1, min(split, k//(4*BK[bits]))), *rest
+    return min((r for r in rows if r['m']==size), key=far)
+
+def blocks(
+    m:int, n:int, k:int, # tokens, rows and columns of the weights
+    bits:int,            # of a code; 0 for a table of sixteen numbers
+)->tuple:                # tokens and rows of a block, parts of the columns, warps, stages, planes at once, registers
+    "Block sizes of the nearest shape that was tuned; 0 registers leave them to the compiler"
+    bm, bn, split, *rest = _plan(m, n, k, bits)['plan']
+    return bm, bn, max(1, min(split, k//(4*BK.get(bits,BK[4])))), *rest
+
+def decodes(
+    m:int, n:int, k:int, # as for `blocks`
+    bits:int,            # as for `blocks`
+)->bool:
+    "Whether decoding first and the library's product were faster, at the nearest shape that was tuned"
+    return _plan(m, n, k, bits).get('decode', False)
 
 def run(
     x:Float[Tensor,"m k"],         # inputs, float16 or bfloat16, any row stride
@@ -258,7 +272,8 @@ def run(
     if not m: return out
     split = min(split, k//BK[bits]); grid = (-(-m//bm), -(-n//bn), split)
     part = torch.empty(split*m*n if split>1 else 0, dtype=torch.float32, device=x.device)
-    if count is None: count = torch.zeros(grid[0]*grid[1] if split>1 else 0, dtype=torch.int32, device=x.device)
+    need = grid[0]*grid[1] if split>1 else 0
+    if count is None or len(count)<need: count = torch.zeros(need, dtype=torch.int32, device=x.device)
     x = x if x.stride(1)==1 else x.contiguous()
     q = BK[bits]//(16 if bits==3 else 16//bits)
     zeros = scale if zero is None else zero
@@ -266,8 +281,6 @@ def run(
                  bn, planes, split==1, zero is not None, INTERPRET, num_warps=warps, num_stages=stages,
                  launch_pdl=True, maxnreg=regs or None)
     return out
-
-DECODE = 1024 # tokens from which decoding once and torch's product were faster than decoding in the product
 
 def product(
     x:Float[Tensor,"m k"],         # as for `run`
@@ -277,9 +290,9 @@ def product(
     bits:int, group:int,           # as for `run`
     count:Int32[Tensor,"c"]|None=None, # as for `run`
 )->Float[Tensor,"m n"]:
-    "`run` for few tokens; for many the weights are decoded first"
-    if len(x)<DECODE: return run(x, words, scale, zero, bits, group, count=count)
-    return x@dense(words, scale, zero, bits, group, x.dtype).T
+    "`run`, or the library's product with decoded weights, whichever was faster where it was measured"
+    if decodes(len(x), scale.shape[1], x.shape[1], bits): return x@dense(words, scale, zero, bits, group, x.dtype).T
+    return run(x, words, scale, zero, bits, group, count=count)
 
 def wna16(
     x:Float[Tensor,"m k"],          # inputs, float16 or bfloat16

@@ -79,10 +79,19 @@ def test_transformed_rows_as_codes(): # within half a level of what they stand f
     want = H.hadamard_ref(args[0].double(), *args[1:]); off = (codes.double()*scale.double()[:,None]-want).abs()
     assert codes.abs().amax(1).eq(127).all() and (off<=scale.double()[:,None]*.501).all()
 
-def test_many_tokens_are_multiplied_with_decoded_weights(): # the two ways of `product` agree
-    W = OPS['wna16']; x, q, s, z, bits, group = W._make('cpu' if INTERPRET else 'cuda', 8, 64, 256, 4, 64)
-    packed = W.tile(q,bits), s, z, bits, group; many = x.repeat(W.DECODE//8, 1)
-    near(W.product(many,*packed)[:8], W.product(x,*packed), W.RTOL, W.ATOL)
+def test_product_takes_the_faster_way(monkeypatch): # as the table of block sizes says
+    W = OPS['wna16']; x, q, s, z, bits, group = W._make('cpu' if INTERPRET else 'cuda', 2, 64, 256, 4, 64)
+    for way in (True, False):
+        monkeypatch.setattr(W, 'decodes', lambda *a: way); asked = []
+        monkeypatch.setattr(W, 'run', lambda x, *a, **k: asked.append(way) or x[:,:64])
+        y = W.product(x, W.tile(q,bits), s, z, bits, group); assert asked==[] if way else [False]
+        if way: near(y, W.wna16_ref(x,q,s,z,bits,group), W.RTOL, W.ATOL)
+        monkeypatch.undo()
+
+def test_counters_too_few_for_the_blocks_are_made_anew(): # a layer's own are for few tokens
+    W = OPS['wna16']; args = W._make('cpu' if INTERPRET else 'cuda', 40, 64, 512, 4, 64); x, q, *rest = args
+    few = torch.zeros(1, dtype=torch.int32, device=x.device)
+    near(W.run(x, W.tile(q,4), *rest, (16,64,2,4,2,2,0), few), W.wna16_ref(*args), W.RTOL, W.ATOL)
 
 def test_zero_points_between_levels_are_refused(): # they would be cut to whole ones
     from quantlab.formats.int import Int
@@ -90,3 +99,13 @@ def test_zero_points_between_levels_are_refused(): # they would be cut to whole 
     q = Int(4,32)(torch.randn(8, 128, generator=torch.Generator().manual_seed(0))); fused(q)
     q.parts['zero'] = q.parts['zero'].half()+.5
     with pytest.raises(ValueError, match='whole zero points'): fused(q)
+
+@pytest.mark.parametrize('name', ['nf', 'minifloat'])
+def test_layers_on_lists_of_numbers(name): # NF4 and FP4: the layer equals its decoded weight
+    from quantlab.core.method import methods
+    from quantlab.core.qlayer import QLinear
+    device, g = 'cpu' if INTERPRET else 'cuda', torch.Generator().manual_seed(0)
+    q = methods()[name].make()(torch.randn(70, 256, generator=g)/16); x = torch.randn(5, 256, generator=g).half()
+    assert q.width['codes']==4
+    y = QLinear(q, None, 'triton', torch.float16).to(device)(x.to(device)).cpu()
+    near(y, (x.double()@q.decode().double().T).half(), 2e-2, 2e-2)
