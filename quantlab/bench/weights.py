@@ -60,7 +60,9 @@ def _part(text, known, *kinds): # kind, method
     for setting in filter(None, rest.split(',')): o = _turn(o, setting, known)
     return m.kind, o
 
-def _width(o): return next((n for n in knobs(o) if n.split('.')[-1]=='bits'), None)
+def _width(o): # the knob of the bits of one weight, if it has one; a code of vectors stands for several
+    have = knobs(o); name = next((n for n in have if n.split('.')[-1]=='bits'), None)
+    return None if name and have.get(f'{name[:-4]}block',1)!=1 else name
 
 STEPS = {'solver':quantize, 'transform':transform, 'pass':lambda p: p} # kind -> (method -> pass)
 
@@ -97,7 +99,11 @@ ASKED = (
     'ptqtp:codec.planes=1', 'ptqtp:codec.group=-1', 'gptq-planes:codec.planes=1', 'rtn-h:codec=planes',
     'awq+rtn', 'awq+rtn-clip', 'awq+gptq-act',
     *(f'{s}:codec={c}' for c in ('nf','minifloat','mx','nvfp4') for s in ('rtn','gptq-act')),
-    *(f'rtn:codec={c}' for c in ('kmeans','log2','twinlog','olive','fourth-roots')))
+    *(f'rtn:codec={c}' for c in ('kmeans','log2','twinlog','olive','fourth-roots')),
+    'vptq:codec.bits=12', 'kmeans-vq:codec.bits=12', 'tune:solver=vptq', 'rotate+rtn', 'rotate+gptq-act',
+    'rotate+gptq-act:codec=trellis', 'rotate+vptq', 'smooth+omniquant',
+    *(f'{n}:how.steps=100' for n in ('cbq','omniquant','apiq-saliency')),
+    *(f'{n}:how.steps=200' for n in ('flexround','gradient-ptq','tune')))
 
 def entries(
     names:list|None=None, # texts of entries; None takes what is registered for weights alone, and ASKED
