@@ -71,7 +71,8 @@ check: $(READY)
 	@$(if $(strip $(nb)),$(QUIET) TRITON_INTERPRET=1 $(BIN)/python tests/nbrun.py --save $(nb),echo 'no notebook has changed')
 	@$(BIN)/nbdev-clean
 	@$(BIN)/quantlab index >/dev/null
-	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_contract.py tests/test_hygiene.py tests/test_kernels.py
+	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_hygiene.py
+	@$(QUIET) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_contract.py tests/test_kernels.py
 
 evidence: $(READY)
 	@$(QUIET) $(BIN)/quantlab evidence

@@ -24,23 +24,28 @@ def rooms(): # those that hold notebooks, in reading order
 
 # from notebooks
 
+TEXTS = {'README.md':'use.html', 'CONTRIBUTING.md':'contribute.html'} # files of the checkout and their pages
+
 def urls(found): # (name, module that speaks) -> address of its documentation from the top of the site, or nothing
     where = {}
     for m in found.values():
         for n in m.names: where.setdefault(n, []).append(m)
     def find(name, own=None):
+        if name in TEXTS: return TEXTS[name]
         if own and name in own.names: return f'{own.page}.html#{name}'
         if name in found: return f'{found[name].page}.html'
         at = where.get(name, [])
         return f'{at[0].page}.html#{name}' if len(at)==1 and len(name)>2 else ''
     return find
 
-def facts(module, rows, up): # the line below a title: where the code is, and what stands
+def facts(key, module, rows, up): # the line below a title: where the code is, what stands, how to run it
     parts = [link(f'{up}{module.page}.html', f'quantlab.{module.name}')] if module else []
     for r in rows:
         chips = ' '.join(chip(v,r['verdicts'][v]) for v in tables.VERDICTS if r['verdicts'][v])
         at = link(f'{up}evidence.html#q=method:{r["name"]}', esc(r["name"]))
         parts.append(f'<span>{at}, {r["kind"]} {chips}</span>')
+    how = f'<span>run it: <code>make lab</code>, <code>{key}.ipynb</code></span>'
+    if not key.endswith('00_index'): parts.append(how)
     return raw(f'<div class="ql-facts">{" ".join(parts)}</div>') if parts else ''
 
 def books(): # every notebook that is meant to be read
@@ -51,7 +56,7 @@ def book_page(path, found, rows): # cells for Sphinx
     key = str(path.relative_to(ROOT/'nbs').with_suffix('')); up = '../'*(key.count('/')+1)
     m, find = next((m for m in found.values() if m.book==key), None), urls(found)
     def url(name): return (u:=find(name,m)) and up+u
-    cells = list(Book(path, m, url, facts(m, [r for r in rows if r['book']==key], up)).out())
+    cells = list(Book(path, m, url, facts(key, m, [r for r in rows if r['book']==key], up)).out())
     if path.name=='00_index.ipynb':
         others = sorted(p.stem for p in path.parent.glob('[0-9]*.ipynb') if p!=path)
         cells.append(markdown(toctree(others)))

@@ -83,9 +83,10 @@ def stand(
 )->Table:                # claim, paper, what was measured, verdict
     "Measure the claims of `m`; AssertionError for a verdict that is not the recorded one"
     rows, old = settle(m, bed, values), {r['claim']:r for r in read_lines(_file(path)) if r['method']==m.name}
+    again = f'quantlab evidence --names {m.name}'
     for r in rows:
         o, what = old.get(r['claim'], {}), f'{m.name}: {r["text"]!r}'
-        assert o.get('text')==r['text'], f'{what} is not recorded; run quantlab evidence --names {m.name}'
+        assert o.get('text')==r['text'], f'{what} is not recorded; run nbdev-export, then {again}'
         flip = f'was {o["verdict"]}, is {r["verdict"]} at {r["here"]}, was {o["here"]}'
         assert o['verdict']==r['verdict'], f'{what} {flip}'
     assert len(old)==len(rows), f'{m.name}: {len(old)} claims are recorded, {len(rows)} registered; record them again'
@@ -96,8 +97,9 @@ def collect(
     names:list|None=None, # only these methods; None takes all that have claims
     bed=None,             # as for `settle`
 )->list:                  # rows of all of them
-    "Measure the claims of registered methods; ValueError for a name that is not registered"
+    "Measure the claims of registered methods; ValueError for a name that is not registered or claims nothing"
     known = methods()
     for n in names or ():
         if n not in known: raise ValueError(f'method {n!r} is not registered; quantlab methods lists them')
+        if not known[n].claims: raise ValueError(f'method {n!r} claims nothing; write a Claim, then run nbdev-export')
     return [r for n in names or known for r in settle(known[n], bed)]

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from ..core import *
 from .evaluate import bench, evaluate
-from .league import read_rows, record
+from .league import read_rows
 from .mixtures import mixers
-from .trials import terms
+from .trials import complete, kept_in, terms
 from ..formats.int import Int
 from ..kvcache.kivi import FullCache, KIVI
 from ..kvcache.kv import kv
@@ -175,8 +175,9 @@ class MXPLM:
         for w,c,a in todo:
             if solved[0]!=w: solved = w, b.model if w==FULL else pipe(b.model, batches, quantize(feedback(w)))
             steps = *([round_inputs(a)] if a<FULL else []), *([kv(cache_of(c))] if c<FULL else [])
-            yield dict(weights=w, cache=c, inputs=a, seed=seed, weight_bits=weight_bits(solved[1]),
-                       cache_bits=cache_bits(b.model,c,self.length), **_halves(b, pipe(solved[1],[],*steps)))
+            yield dict(method=f'{w} {c} {a}', weights=w, cache=c, inputs=a, seed=seed,
+                       weight_bits=weight_bits(solved[1]), cache_bits=cache_bits(b.model,c,self.length),
+                       **_halves(b, pipe(solved[1],[],*steps)))
 
     def run(self, seed:int)->Table:
         "Measure everything once"
@@ -190,13 +191,11 @@ def _halves(b, q): # KL on the first half of the windows, everything on the seco
                 flips=r.flips, floor=r.floor)
 
 # %% ../../nbs/bench/22_mxplm_survey.ipynb #794f2e6c
-def _file(path): return path or settings().data/'bench'/'mxplm.jsonl'
-
 def stored(
     path:Path|None=None, # None takes mxplm.jsonl of the data folder
 )->list:                 # dicts, each with its protocol
     "Rows that were measured on the whole model"
-    return read_rows(_file(path))
+    return read_rows(kept_in('mxplm', path))
 
 def fill(
     study:MXPLM,         # what to measure
@@ -205,10 +204,8 @@ def fill(
 )->Path:                 # the file
     "Measure and file what is missing; stopped and started again, it goes on"
     g = study.ground(seed); p = dict(terms(*g), draw=seed, blocks=study.blocks)
-    done = {(r['weights'],r['cache'],r['inputs']) for r in stored(path) if r['protocol']==p}
-    for r in study.rows(g, seed, [d for d in study.divisions() if d not in done]):
-        record('mxplm', [dict(method=' '.join(map(str,(r['weights'],r['cache'],r['inputs']))), **r)], p, _file(path))
-    return _file(path)
+    jobs = {(' '.join(map(str,d)),None):d for d in study.divisions()}
+    return complete('mxplm', p, jobs, lambda todo: study.rows(g,seed,todo), kept_in('mxplm',path))
 
 # %% ../../nbs/bench/22_mxplm_survey.ipynb #773797ec
 def mixed_rows(

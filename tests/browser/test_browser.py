@@ -79,6 +79,17 @@ def test_the_catalogue_filters_and_sorts(chromium, site):
     o.close('front-1200', site)
 
 @built
+def test_from_the_front_page_to_gptq_to_a_method_of_ones_own(chromium, site):
+    o = Opened(chromium, f'{site}/index.html'); p = o.page
+    assert p.evaluate("(e => e.scrollWidth<=e.clientWidth)(document.querySelector('.ql-wide'))")
+    p.click('.ql-cards a:has-text("Tour")'); p.click('article p a:has-text("GPTQ")')
+    p.wait_for_selector('article img[alt]:not([alt=""])'); assert 'ptq/02_gptq.ipynb' in p.inner_text('.ql-facts')
+    p.go_back(); p.click('article li a:has-text("CONTRIBUTING.md")')
+    assert 'make new room=ptq' in p.inner_text('article')
+    p.click('article td a:has-text("nbs/ptq/02_gptq.ipynb")'); assert p.url.endswith('nbs/ptq/02_gptq.html')
+    o.close('', site)
+
+@built
 @pytest.mark.parametrize('name', ['index','evidence','nbs/ptq/02_gptq','league/solver','api/ptq/gptq','nbs/index'])
 def test_pages_fit_a_narrow_screen(chromium, site, name):
     o = Opened(chromium, f'{site}/{name}.html', 400, 900)
