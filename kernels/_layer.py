@@ -55,5 +55,5 @@ def fused(
     if q.fmt in LISTS and bits==4:
         return Fused(q.parts['codes'].reshape(q.shape).to(torch.uint8), _scales(q), None, 4, _numbers(q))
     if q.fmt in GRIDS and bits in W.BK: return Fused(*_affine(q))
-    raise ValueError(f"backend='triton' multiplies with grids of {', '.join(map(str,W.BK))} bits and with lists "
-                     f"of sixteen numbers; this weight has format {q.fmt}, {bits} bits: use backend='dense' or 'ref'")
+    raise ValueError(f"backend='triton' multiplies with integer grids of {', '.join(map(str,W.BK))} bits and lists of "
+                     f"sixteen numbers; this weight has format {q.fmt}, {bits} bits: use backend='dense' or 'ref'")
